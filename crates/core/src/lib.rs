@@ -1,0 +1,17 @@
+//! The deciders of Muster: what should happen, given what is known.
+//!
+//! Pure: time and randomness are arguments, nothing is read or written. Each decider turns events or
+//! observations into a plan; a plan is data, each action carries its reason, and whoever carries it out has no
+//! choices left.
+#![warn(missing_docs)]
+
+/// What a machine's agent asks of systemd.
+pub mod agent;
+/// What the hub says about the cluster, read into types.
+pub mod cluster;
+/// On which machine each unit runs.
+pub mod engine;
+/// The cluster network: subnets, datapath, rules.
+pub mod overlay;
+/// From registered upstreams to the endpoints that traffic may go to.
+pub mod router;

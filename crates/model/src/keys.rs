@@ -1,0 +1,92 @@
+//! The hub's key schema: every key that Muster reads or writes is made and taken apart here.
+
+use crate::{MachineId, ServiceName, Subnet, UnitName};
+
+/// Presence of machines: `<id>` → [`crate::MachineRecord`], under the machine's lease.
+pub const MACHINES: &str = "/muster/v1/machines/";
+/// Units: `<unit>` → [`crate::UnitRecord`].
+pub const UNITS: &str = "/muster/v1/units/";
+/// What machines must run: `<machine>/<unit>` → [`crate::ScheduleRecord`].
+pub const SCHEDULE: &str = "/muster/v1/schedule/";
+/// What machines do run: `<machine>/<unit>` → [`crate::UnitState`], under the machine's lease.
+pub const STATES: &str = "/muster/v1/states/";
+/// Who leads: the engine's election, under the leader's lease.
+pub const LEADER: &str = "/muster/v1/engine/leader";
+/// The cluster network's configuration, in flannel's own form.
+pub const NETWORK_CONFIG: &str = "/coreos.com/network/config";
+/// Leases of subnets, in flannel's own form: `<ip>-<len>` → [`crate::SubnetLease`].
+pub const SUBNETS: &str = "/coreos.com/network/subnets/";
+/// Registered services.
+pub const SERVICES: &str = "/services/";
+
+/// The presence of `machine`.
+pub fn machine(machine: &MachineId) -> String {
+    format!("{MACHINES}{machine}")
+}
+
+/// The record of `unit`.
+pub fn unit(unit: &UnitName) -> String {
+    format!("{UNITS}{unit}")
+}
+
+/// Everything that `machine` must run.
+pub fn schedule_of(machine: &MachineId) -> String {
+    format!("{SCHEDULE}{machine}/")
+}
+
+/// What `machine` must do with `unit`.
+pub fn schedule(machine: &MachineId, unit: &UnitName) -> String {
+    format!("{SCHEDULE}{machine}/{unit}")
+}
+
+/// The state of `unit` on `machine`.
+pub fn state(machine: &MachineId, unit: &UnitName) -> String {
+    format!("{STATES}{machine}/{unit}")
+}
+
+/// All states on `machine`.
+pub fn states_of(machine: &MachineId) -> String {
+    format!("{STATES}{machine}/")
+}
+
+/// The lease of `subnet`.
+pub fn subnet(subnet: Subnet) -> String {
+    format!("{SUBNETS}{}", subnet.key())
+}
+
+/// Takes `<machine>/<unit>` apart, behind [`SCHEDULE`] or [`STATES`].
+pub fn machine_and_unit(prefix: &str, key: &str) -> Option<(MachineId, UnitName)> {
+    let (machine, unit) = key.strip_prefix(prefix)?.split_once('/')?;
+    Some((machine.parse().ok()?, unit.parse().ok()?))
+}
+
+/// Takes `/services/<svc>/upstream/<instance>` apart.
+pub fn upstream(key: &str) -> Option<(ServiceName, &str)> {
+    let (service, rest) = key.strip_prefix(SERVICES)?.split_once('/')?;
+    let instance = rest.strip_prefix("upstream/")?;
+    let plain = !instance.is_empty() && !instance.contains('/');
+    plain.then_some((service.parse().ok()?, instance))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_come_apart_as_they_were_made() {
+        let id: MachineId = "0123456789abcdef0123456789abcdef".parse().expect("valid");
+        let name: UnitName = "web@1.service".parse().expect("valid");
+        assert_eq!(machine_and_unit(SCHEDULE, &schedule(&id, &name)), Some((id.clone(), name.clone())));
+        assert_eq!(machine_and_unit(STATES, &state(&id, &name)), Some((id, name)));
+        assert_eq!(machine_and_unit(STATES, "/muster/v1/states/x/y"), None);
+    }
+
+    #[test]
+    fn only_upstream_keys_are_upstreams() {
+        let (service, instance) = upstream("/services/someapp/upstream/someapp@1").expect("an upstream");
+        assert_eq!((service.as_str(), instance), ("someapp", "someapp@1"));
+        for other in ["/services/someapp/config", "/services/someapp/upstream/", "/services/a/upstream/b/c", "/x"] {
+            assert_eq!(upstream(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The nouns of a Muster cluster, and the hub's key schema.
+//!
+//! Pure: no clock, no files, no sockets. Every constructor that can fail is the only place where its rule is
+//! checked; whoever holds a `UnitName` holds a valid one.
+#![warn(missing_docs)]
+
+/// Where every key lives in the hub.
+pub mod keys;
+/// Machines: identity, metadata, presence.
+pub mod machine;
+/// The cluster network's subnets, in flannel's schema.
+pub mod network;
+/// Revisions and leases, as in etcd.
+pub mod revision;
+/// Services, instances and endpoints, as `/services` holds them.
+pub mod service;
+/// Unit names, and what the hub stores about units.
+pub mod unit;
+
+pub use machine::{MachineId, MachineRecord, Metadata};
+pub use network::{NetworkConfig, Subnet, SubnetLease};
+pub use revision::{LeaseId, Revision};
+pub use service::{Endpoint, Instance, ServiceName};
+pub use unit::{DesiredState, ScheduleRecord, UnitName, UnitNameError, UnitRecord, UnitState};
+
+/// The version that our own JSON records carry in `"v"`.
+pub const RECORD_VERSION: u32 = 1;
+
+/// Fields that this version does not know. They survive read-modify-write, so that an older binary does not
+/// destroy what a newer one wrote.
+pub type Unknown = serde_json::Map<String, serde_json::Value>;

@@ -1,0 +1,242 @@
+//! systemd over D-Bus: unit files linked, jobs queued, states and job results reported as they happen.
+//!
+//! About a dozen methods and four signals of `org.freedesktop.systemd1` (see org.freedesktop.systemd1(5)), no
+//! more. No decisions here: what to start and when is `core::agent`'s. Invariant: every call has a deadline.
+
+/// Names of units as D-Bus object paths.
+mod path;
+/// The D-Bus interface.
+mod proxy;
+
+use futures_util::StreamExt;
+use model::UnitName;
+use proxy::ManagerProxy;
+use std::{collections::HashMap, future::Future, num::NonZero, path::Path, time::Duration};
+use tokio::sync::mpsc;
+use tracing::warn;
+use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, Variant, message::Type};
+
+/// Queueing a job takes milliseconds; a daemon-reload on a big machine seconds.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Signals waiting to be taken. systemd sends a few per state change; a reader this far behind loses some, and
+/// its regular full listing makes up for it.
+const SIGNAL_BUFFER: usize = 4096;
+
+/// A connection to the machine's systemd.
+#[derive(Clone)]
+pub struct Systemd {
+    connection: Connection,
+    manager: ManagerProxy<'static>,
+}
+
+/// Why systemd did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdError {
+    /// No connection to the system bus.
+    #[error("the system bus cannot be reached")]
+    Bus(#[source] zbus::Error),
+    /// systemd answered no.
+    #[error("systemd refused to {action}: {reason}")]
+    Refused {
+        /// What was asked of it.
+        action: String,
+        /// What it said.
+        reason: String,
+    },
+    /// No answer.
+    #[error("systemd did not {action} within {} s", CALL_TIMEOUT.as_secs())]
+    Timeout {
+        /// What was asked of it.
+        action: String,
+    },
+}
+
+/// A unit's state in systemd's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// `loaded`, `not-found`…
+    pub load: String,
+    /// `active`, `inactive`…
+    pub active: String,
+    /// `running`, `dead`…
+    pub sub: String,
+}
+
+/// What systemd reports on its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A unit's state changed; absent parts did not.
+    State {
+        /// Which unit.
+        unit: UnitName,
+        /// Its new load state.
+        load: Option<String>,
+        /// Its new active state.
+        active: Option<String>,
+        /// Its new sub-state.
+        sub: Option<String>,
+    },
+    /// A job ended: `done`, `failed`, `canceled`, `timeout`, `dependency`, `skipped`.
+    Job {
+        /// Which unit's job.
+        unit: UnitName,
+        /// How it ended.
+        result: String,
+    },
+    /// systemd forgot a unit: it is inactive and nothing refers to it.
+    Gone {
+        /// Which unit.
+        unit: UnitName,
+    },
+}
+
+impl Systemd {
+    /// Connects to the system bus, asks systemd for its signals, and gives them in order.
+    pub async fn connect() -> Result<(Self, mpsc::Receiver<Event>), SystemdError> {
+        let connection = Connection::system().await.map_err(SystemdError::Bus)?;
+        let manager = ManagerProxy::new(&connection).await.map_err(SystemdError::Bus)?;
+        let signals = || MatchRule::builder().msg_type(Type::Signal).sender("org.freedesktop.systemd1");
+        let properties =
+            signals().interface("org.freedesktop.DBus.Properties").path_namespace(path::NAMESPACE).build();
+        let jobs = signals().interface("org.freedesktop.systemd1.Manager").build();
+        let buffer = NonZero::new(SIGNAL_BUFFER);
+        let properties = MessageStream::for_match_rule(properties.map_err(SystemdError::Bus)?, &connection, buffer)
+            .await
+            .map_err(SystemdError::Bus)?;
+        let jobs = MessageStream::for_match_rule(jobs.map_err(SystemdError::Bus)?, &connection, buffer)
+            .await
+            .map_err(SystemdError::Bus)?;
+        let (sender, events) = mpsc::channel(SIGNAL_BUFFER);
+        tokio::spawn(forward(properties, jobs, sender));
+        let systemd = Self { connection, manager };
+        systemd.call("send signals", systemd.manager.subscribe()).await?;
+        Ok((systemd, events))
+    }
+
+    async fn call<T>(
+        &self,
+        action: impl Into<String>,
+        call: impl Future<Output = zbus::Result<T>>,
+    ) -> Result<T, SystemdError> {
+        let action = action.into();
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Err(_) => Err(SystemdError::Timeout { action }),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(zbus::Error::MethodError(_, Some(reason), _))) => Err(SystemdError::Refused { action, reason }),
+            Ok(Err(error)) => Err(SystemdError::Refused { action, reason: error.to_string() }),
+        }
+    }
+
+    /// Makes unit files outside systemd's directories known until the next boot. Existing links are replaced.
+    pub async fn link(&self, files: &[&Path]) -> Result<(), SystemdError> {
+        let files: Vec<_> = files.iter().filter_map(|file| file.to_str()).collect();
+        self.call("link unit files", self.manager.link_unit_files(&files, true, true)).await.map(drop)
+    }
+
+    /// Removes links that [`Systemd::link`] made.
+    pub async fn unlink(&self, units: &[&UnitName]) -> Result<(), SystemdError> {
+        let names: Vec<_> = units.iter().map(|unit| unit.as_str()).collect();
+        self.call("unlink unit files", self.manager.disable_unit_files(&names, true)).await.map(drop)
+    }
+
+    /// Reads all unit files anew: `systemctl daemon-reload`.
+    pub async fn reload(&self) -> Result<(), SystemdError> {
+        self.call("reload unit files", self.manager.reload()).await
+    }
+
+    /// Queues a start. Its result comes as [`Event::Job`].
+    pub async fn start(&self, unit: &UnitName) -> Result<(), SystemdError> {
+        let start = self.manager.start_unit(unit.as_str(), "replace");
+        self.call(format!("start {unit}"), start).await.map(drop)
+    }
+
+    /// Queues a stop. Its result comes as [`Event::Job`].
+    pub async fn stop(&self, unit: &UnitName) -> Result<(), SystemdError> {
+        let stop = self.manager.stop_unit(unit.as_str(), "replace");
+        self.call(format!("stop {unit}"), stop).await.map(drop)
+    }
+
+    /// Makes systemd forget that a unit failed, so that it can be unloaded. A unit that is not loaded is fine.
+    pub async fn reset_failed(&self, unit: &UnitName) -> Result<(), SystemdError> {
+        match self.call(format!("reset {unit}"), self.manager.reset_failed_unit(unit.as_str())).await {
+            Err(SystemdError::Refused { reason, .. }) if reason.contains("not loaded") => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The states of `units`, all read at once.
+    pub async fn states(&self, units: &[&UnitName]) -> Result<HashMap<UnitName, State>, SystemdError> {
+        let names: Vec<_> = units.iter().map(|unit| unit.as_str()).collect();
+        let found = self.call("list units", self.manager.list_units_by_names(&names)).await?;
+        let state = |unit: proxy::ListedUnit| {
+            let name = unit.name.parse().ok()?;
+            Some((name, State { load: unit.load_state, active: unit.active_state, sub: unit.sub_state }))
+        };
+        Ok(found.into_iter().filter_map(state).collect())
+    }
+
+    /// The pid of the unit's main process.
+    pub async fn main_pid(&self, unit: &UnitName) -> Result<Option<u32>, SystemdError> {
+        let service = proxy::ServiceProxy::builder(&self.connection)
+            .path(path::of(unit))
+            .build()
+            .await
+            .map_err(SystemdError::Bus)?;
+        let pid = self.call(format!("tell the pid of {unit}"), service.main_pid()).await?;
+        Ok((pid != 0).then_some(pid))
+    }
+
+    /// True while the whole machine shuts down.
+    pub async fn is_stopping(&self) -> bool {
+        matches!(self.call("tell its state", self.manager.system_state()).await.as_deref(), Ok("stopping"))
+    }
+}
+
+/// Turns D-Bus signals into events until nobody listens any more.
+async fn forward(mut properties: MessageStream, mut jobs: MessageStream, sender: mpsc::Sender<Event>) {
+    loop {
+        let message = tokio::select! {
+            message = properties.next() => message,
+            message = jobs.next() => message,
+        };
+        let Some(message) = message else { return };
+        let Ok(message) = message else { continue };
+        if let Some(event) = read(&message)
+            && sender.send(event).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn read(message: &zbus::Message) -> Option<Event> {
+    let header = message.header();
+    let body = message.body();
+    match header.member()?.as_str() {
+        "PropertiesChanged" => {
+            let unit = path::unit(header.path()?.as_str())?;
+            let (interface, changed, _): (String, HashMap<String, Variant<'_>>, Vec<String>) =
+                body.deserialize().map_err(|error| warn!(%error, "unreadable signal")).ok()?;
+            if interface != "org.freedesktop.systemd1.Unit" {
+                return None;
+            }
+            let text = |name: &str| match changed.get(name) {
+                Some(Variant::Str(text)) => Some(text.to_string()),
+                _ => None,
+            };
+            let (load, active, sub) = (text("LoadState"), text("ActiveState"), text("SubState"));
+            (load.is_some() || active.is_some() || sub.is_some())
+                .then_some(Event::State { unit, load, active, sub })
+        }
+        "JobRemoved" => {
+            let (_, _, unit, result): (u32, OwnedObjectPath, String, String) =
+                body.deserialize().map_err(|error| warn!(%error, "unreadable signal")).ok()?;
+            Some(Event::Job { unit: unit.parse().ok()?, result })
+        }
+        "UnitRemoved" => {
+            let (unit, _): (String, OwnedObjectPath) = body.deserialize().ok()?;
+            Some(Event::Gone { unit: unit.parse().ok()? })
+        }
+        _ => None,
+    }
+}
