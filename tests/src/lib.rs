@@ -1,1 +1,9 @@
+//! A cluster of Muster on a lab's machines: what the demonstration shows, the benchmarks measure and the end-to-end
+//! tests check. Dev only: nothing that ships depends on it.
 
+/// Muster installed on a lab's machines as `packaging/` says.
+pub mod cluster;
+/// How long things take, on a cluster that runs.
+pub mod measure;
+
+pub use cluster::{Cluster, eventually};

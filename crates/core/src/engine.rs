@@ -299,7 +299,7 @@ impl<'a> Planner<'a> {
             }
         }
         for (name, _) in waiting {
-            let refused = refusals_of(&self, name);
+            let refused = self.refusals_of(name);
             self.plan.refused.insert(name.clone(), refused);
         }
     }
@@ -390,14 +390,14 @@ impl<'a> Planner<'a> {
         }
         Ok(())
     }
-}
 
-fn refusals_of(planner: &Planner<'_>, name: &UnitName) -> BTreeMap<MachineId, Refusal> {
-    let unit = &planner.cluster.units[name];
-    let verdict = |(id, machine): (&MachineId, &MachineRecord)| {
-        Some((id.clone(), planner.able(name, unit, id, machine).err()?))
-    };
-    planner.cluster.machines.iter().filter_map(verdict).collect()
+    fn refusals_of(&self, name: &UnitName) -> BTreeMap<MachineId, Refusal> {
+        let unit = &self.cluster.units[name];
+        let verdict = |(id, machine): (&MachineId, &MachineRecord)| {
+            Some((id.clone(), self.able(name, unit, id, machine).err()?))
+        };
+        self.cluster.machines.iter().filter_map(verdict).collect()
+    }
 }
 
 fn metadata_fits(requirements: &Requirements, has: &Metadata) -> Result<(), Refusal> {

@@ -2,6 +2,8 @@
 
 use crate::{MachineId, ServiceName, Subnet, UnitName};
 
+/// Everything of our own.
+pub const MUSTER: &str = "/muster/v1/";
 /// Presence of machines: `<id>` → [`crate::MachineRecord`], under the machine's lease.
 pub const MACHINES: &str = "/muster/v1/machines/";
 /// Units: `<unit>` → [`crate::UnitRecord`].

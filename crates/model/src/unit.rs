@@ -79,7 +79,7 @@ impl UnitName {
 
     /// What stands before the `@`, or the stem where there is none: systemd's `%p`.
     pub fn prefix(&self) -> &str {
-        self.stem().split_once('@').map_or(self.stem(), |(prefix, _)| prefix)
+        self.stem().split_once('@').map_or_else(|| self.stem(), |(prefix, _)| prefix)
     }
 
     /// What stands behind the `@`: systemd's `%i`. `None` for a template and for a unit without `@`.

@@ -16,7 +16,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections to an etcd v3 endpoint.
 #[derive(Clone)]
 pub struct Etcd {
-    client: ec::Client,
+    /// The client is some kilobytes of channels; clones of this handle share one.
+    client: Arc<ec::Client>,
     endpoints: Arc<str>,
 }
 
@@ -30,7 +31,7 @@ impl Etcd {
         let client = ec::Client::connect(endpoints, Some(options)).await;
         let client = client
             .map_err(|error| StoreError::Unreachable { endpoints: names.to_string(), reason: reason(&error) })?;
-        Ok(Self { client, endpoints: names })
+        Ok(Self { client: Arc::new(client), endpoints: names })
     }
 
     /// Every call has a deadline, and its errors name the endpoints.
@@ -117,7 +118,7 @@ impl Etcd {
         let mut client = self.client.lease_client();
         let opened = self.call(client.keep_alive(lease.0)).await;
         match opened {
-            Ok((sender, answers)) => Ok(Keeper { lease, sender, answers, etcd: self.clone() }),
+            Ok(stream) => Ok(Keeper { lease, stream: Box::new(stream), etcd: self.clone() }),
             // The client turns "time to live 0" on the first answer into a refusal of its own.
             Err(StoreError::Unreachable { reason, .. }) if reason.contains("lease not found") => {
                 Err(StoreError::LeaseEnded(lease))
@@ -130,21 +131,20 @@ impl Etcd {
         let options = ec::WatchOptions::new().with_prefix().with_start_revision(from.0);
         let mut client = self.client.watch_client();
         let stream = self.call(client.watch(prefix, Some(options))).await?;
-        Ok(EtcdWatch { stream, etcd: self.clone() })
+        Ok(EtcdWatch { stream: Box::new(stream), etcd: self.clone() })
     }
 }
 
 /// Renews one lease on one stream.
 pub struct Keeper {
     lease: LeaseId,
-    sender: ec::LeaseKeeper,
-    answers: ec::LeaseKeepAliveStream,
+    stream: Box<(ec::LeaseKeeper, ec::LeaseKeepAliveStream)>,
     etcd: Etcd,
 }
 
 impl Keeper {
     pub(crate) async fn renew(&mut self) -> Result<(), StoreError> {
-        let (sender, answers) = (&mut self.sender, &mut self.answers);
+        let (sender, answers) = &mut *self.stream;
         let exchange = async {
             sender.keep_alive().await?;
             answers.message().await
@@ -162,7 +162,7 @@ impl Keeper {
 
 /// A watch on one stream.
 pub struct EtcdWatch {
-    stream: ec::WatchStream,
+    stream: Box<ec::WatchStream>,
     etcd: Etcd,
 }
 

@@ -48,6 +48,11 @@ impl Follow {
     pub async fn next(&mut self) -> Option<Delta> {
         self.deltas.recv().await
     }
+
+    /// A delta that is there already.
+    pub fn try_next(&mut self) -> Option<Delta> {
+        self.deltas.try_recv().ok()
+    }
 }
 
 impl Drop for Follow {

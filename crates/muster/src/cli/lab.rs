@@ -5,6 +5,7 @@
 
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::thread;
@@ -269,18 +270,10 @@ fn each(lab: &Lab, names: &[String], act: fn(&Machine) -> Result<(), lab::Error>
 fn side_by_side(machines: &[Machine], act: impl Fn(&Machine) -> Result<(), lab::Error> + Sync) -> Result<()> {
     let act = &act;
     let failures: Vec<String> = thread::scope(|scope| {
-        let threads: Vec<_> = machines
-            .iter()
-            .map(|machine| (machine.name(), scope.spawn(move || act(machine).map_err(anyhow::Error::from))))
-            .collect();
-        let ended = threads.into_iter().map(|(name, thread)| (name, thread.join()));
-        ended
-            .filter_map(|(name, done)| match done {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(format!("{name}: {error:#}")),
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-            .collect()
+        let threads: Vec<_> = machines.iter().map(|machine| scope.spawn(move || act(machine))).collect();
+        let ended =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        ended.filter_map(|done| done.err().map(|error| format!("{:#}", anyhow::Error::from(error)))).collect()
     });
     if !failures.is_empty() {
         bail!("{}", failures.join("\n"));

@@ -1,0 +1,307 @@
+//! The API's client: one connection a request, on a unix socket or TCP.
+
+use crate::{
+    frames::Frame,
+    types::{
+        ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched,
+    },
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use http_body_util::{BodyExt, BodyStream, Full};
+use hyper::{
+    Method, Request, Response,
+    body::Incoming,
+    header::{self, HeaderName, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use model::UnitName;
+use serde::{Serialize, de::DeserializeOwned};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A machine on the same network accepts within milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The API itself waits up to 5 s for the hub.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where an API is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// On a unix socket: `unix:///run/muster/muster.sock`.
+    Unix(PathBuf),
+    /// On TCP: `http://10.0.0.1:49153`.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || {
+            format!("`{text}` is no API endpoint: `unix:///run/muster/muster.sock` or `http://10.0.0.1:49153` are")
+        };
+        if let Some(path) = text.strip_prefix("unix://").filter(|path| path.starts_with('/')) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let address = text.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
+        address.parse().map(Self::Tcp).map_err(|_| wrong())
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "http://{address}"),
+        }
+    }
+}
+
+/// Why there is no answer, or not the one wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("no Muster daemon answers at {endpoint}: {reason}")]
+    Unreachable {
+        /// Where it was looked for.
+        endpoint: Endpoint,
+        /// What the system said.
+        reason: String,
+    },
+    /// The connection broke.
+    #[error("the connection to {endpoint} broke: {reason}")]
+    Broken {
+        /// Where it went.
+        endpoint: Endpoint,
+        /// What the system said.
+        reason: String,
+    },
+    /// The API answered no.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+}
+
+impl ClientError {
+    /// As an answer to somebody else.
+    pub(crate) fn into_api(self) -> ApiError {
+        match self {
+            Self::Refused(error) => error,
+            other => ApiError::unavailable(other),
+        }
+    }
+}
+
+/// Talks to one API.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: Endpoint,
+    header: Option<(&'static str, HeaderValue)>,
+}
+
+impl Client {
+    /// Connects when first used.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, header: None }
+    }
+
+    pub(crate) fn with_header(self, name: &'static str, value: HeaderValue) -> Self {
+        Self { header: Some((name, value)), ..self }
+    }
+
+    /// All machines.
+    pub async fn machines(&self) -> Result<MachineList, ClientError> {
+        self.ask(Method::GET, "/v1/machines", None::<&()>).await
+    }
+
+    /// All units.
+    pub async fn units(&self) -> Result<UnitList, ClientError> {
+        self.ask(Method::GET, "/v1/units", None::<&()>).await
+    }
+
+    /// One unit.
+    pub async fn unit(&self, name: &UnitName) -> Result<Unit, ClientError> {
+        self.ask(Method::GET, &format!("/v1/units/{}", path_segment(name)), None::<&()>).await
+    }
+
+    /// Makes all of `changes`, or none.
+    pub async fn change(&self, changes: &[UnitChange]) -> Result<UnitsChanged, ClientError> {
+        self.ask(Method::POST, "/v1/units", Some(changes)).await
+    }
+
+    /// Makes the cluster forget units.
+    pub async fn destroy(&self, units: &[UnitName]) -> Result<UnitsChanged, ClientError> {
+        self.ask(Method::POST, "/v1/units/destroy", Some(&Names { units: units.to_vec() })).await
+    }
+
+    /// Each of `units` as it is, then again at every change.
+    pub async fn watch(
+        &self,
+        units: &[UnitName],
+    ) -> Result<impl Stream<Item = Result<Watched, ClientError>> + Unpin, ClientError> {
+        let response = self.send(Method::POST, "/v1/units/watch", Some(&Names { units: units.to_vec() })).await?;
+        let chunks = self.chunks(response);
+        let state = (Box::pin(chunks), BytesMut::new(), self.endpoint.clone());
+        Ok(Box::pin(futures_util::stream::unfold(state, |(mut chunks, mut buffer, endpoint)| async move {
+            loop {
+                if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                    let line = buffer.split_to(end + 1);
+                    let watched = serde_json::from_slice(&line).map_err(|error| ClientError::Broken {
+                        endpoint: endpoint.clone(),
+                        reason: error.to_string(),
+                    });
+                    return Some((watched, (chunks, buffer, endpoint)));
+                }
+                match chunks.next().await? {
+                    Ok(chunk) => buffer.extend_from_slice(&chunk),
+                    Err(error) => return Some((Err(error), (chunks, buffer, endpoint))),
+                }
+            }
+        })))
+    }
+
+    /// Runs something beside a unit, on its machine.
+    pub async fn run(
+        &self,
+        unit: &UnitName,
+        run: &Run,
+    ) -> Result<impl Stream<Item = Result<Frame, ClientError>> + Unpin, ClientError> {
+        let chunks = self.run_raw(unit, run).await?;
+        let state = (Box::pin(chunks), BytesMut::new(), self.endpoint.clone());
+        Ok(Box::pin(futures_util::stream::unfold(state, |(mut chunks, mut buffer, endpoint)| async move {
+            loop {
+                match Frame::decode(&mut buffer) {
+                    Ok(Some(frame)) => return Some((Ok(frame), (chunks, buffer, endpoint))),
+                    Ok(None) => {}
+                    Err(reason) => {
+                        let error = ClientError::Broken { endpoint: endpoint.clone(), reason: reason.to_owned() };
+                        return Some((Err(error), (chunks, BytesMut::new(), endpoint)));
+                    }
+                }
+                match chunks.next().await? {
+                    Ok(chunk) => buffer.extend_from_slice(&chunk),
+                    Err(error) => return Some((Err(error), (chunks, buffer, endpoint))),
+                }
+            }
+        })))
+    }
+
+    /// The same, undecoded.
+    pub(crate) async fn run_raw(
+        &self,
+        unit: &UnitName,
+        run: &Run,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
+        let response = self.send(Method::POST, &format!("/v1/units/{}/run", path_segment(unit)), Some(run)).await?;
+        Ok(self.chunks(response))
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + ?Sized)>,
+    ) -> Result<T, ClientError> {
+        let response = self.send(method, path, body).await?;
+        let bytes = response.into_body().collect().await.map_err(|error| self.broken(&error))?.to_bytes();
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(&error))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + ?Sized)>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let body = body.map(serde_json::to_vec).transpose().expect("API types always render").unwrap_or_default();
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "muster")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .expect("paths are made of unit names, which are ASCII");
+        if let Some((name, value)) = &self.header {
+            request.headers_mut().insert(HeaderName::from_static(name), value.clone());
+        }
+        let exchange = async {
+            let response = match &self.endpoint {
+                Endpoint::Unix(path) => {
+                    let stream = self.connect(UnixStream::connect(path)).await?;
+                    self.exchange(stream, request).await?
+                }
+                Endpoint::Tcp(address) => {
+                    let stream = self.connect(TcpStream::connect(address)).await?;
+                    self.exchange(stream, request).await?
+                }
+            };
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            let code = response.status().as_u16();
+            let body = response.into_body().collect().await.map_err(|error| self.broken(&error))?;
+            Err(ApiError::from_body(code, &body.to_bytes()).into())
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.broken(&format_args!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+        }
+    }
+
+    async fn connect<T>(&self, connect: impl Future<Output = std::io::Result<T>>) -> Result<T, ClientError> {
+        let reason = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
+        };
+        Err(ClientError::Unreachable { endpoint: self.endpoint.clone(), reason })
+    }
+
+    async fn exchange<T>(&self, stream: T, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError>
+    where
+        T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(&error))?;
+        // Ends by itself: when the body was read, or when it is dropped.
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(|error| self.broken(&error))
+    }
+
+    fn chunks(&self, response: Response<Incoming>) -> impl Stream<Item = Result<Bytes, ClientError>> + Send + use<> {
+        let endpoint = self.endpoint.clone();
+        BodyStream::new(response.into_body()).filter_map(move |frame| {
+            let chunk = match frame {
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(error) => {
+                    Some(Err(ClientError::Broken { endpoint: endpoint.clone(), reason: error.to_string() }))
+                }
+            };
+            std::future::ready(chunk)
+        })
+    }
+
+    fn broken(&self, reason: &dyn fmt::Display) -> ClientError {
+        ClientError::Broken { endpoint: self.endpoint.clone(), reason: reason.to_string() }
+    }
+}
+
+/// Unit names consist of characters that a path may hold, but for `\`.
+fn path_segment(name: &UnitName) -> String {
+    name.as_str().replace('\\', "%5C").replace('@', "%40")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read_and_refused() {
+        for text in ["unix:///run/muster/muster.sock", "http://10.0.0.1:49153"] {
+            assert_eq!(text.parse::<Endpoint>().expect(text).to_string(), text);
+        }
+        for text in ["", "unix://run/x", "10.0.0.1:49153", "http://m1:49153", "https://10.0.0.1:1"] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The API's server: routes, and passing on to the machine that knows.
+//!
+//! No decision is made here: a [`Service`] answers. Invariant: whatever a client sends, the answer is JSON of a
+//! documented type, a stream of such lines or frames, or an error body with a 4xx or 5xx status.
+
+use crate::{
+    client::{Client, Endpoint},
+    frames::Frame,
+    types::{ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched},
+};
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, FromRequest, Path, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use futures_util::StreamExt;
+use model::{UnitName, UnitNameError};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{convert::Infallible, future::Future, net::SocketAddr};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+/// Unit files are small; a request for some hundred of them stays below this.
+const MAX_BODY: usize = 8 * 1024 * 1024;
+/// Set on a request that was passed on, which is never passed on again.
+const PASSED_ON: &str = "muster-passed-on";
+
+/// Where a unit runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On the machine that was asked.
+    Here,
+    /// On the machine whose API is there.
+    There(SocketAddr),
+}
+
+/// What the server answers from.
+pub trait Service: Clone + Send + Sync + 'static {
+    /// All machines.
+    fn machines(&self) -> impl Future<Output = Result<MachineList, ApiError>> + Send;
+    /// All units.
+    fn units(&self) -> impl Future<Output = Result<UnitList, ApiError>> + Send;
+    /// Checks all of `changes`, then makes them.
+    fn change(&self, changes: Vec<UnitChange>) -> impl Future<Output = Result<UnitsChanged, ApiError>> + Send;
+    /// Makes the cluster forget units. All must be known.
+    fn destroy(&self, units: Vec<UnitName>) -> impl Future<Output = Result<UnitsChanged, ApiError>> + Send;
+    /// Each of `units` as it is, then again at every change, until the receiver is dropped.
+    fn watch(&self, units: Vec<UnitName>) -> impl Future<Output = Result<mpsc::Receiver<Watched>, ApiError>> + Send;
+    /// Where `unit` runs.
+    fn locate(&self, unit: &UnitName) -> impl Future<Output = Result<Place, ApiError>> + Send;
+    /// Runs something beside `unit` on this machine; it ends when the receiver is dropped.
+    fn run(&self, unit: UnitName, run: Run) -> impl Future<Output = Result<mpsc::Receiver<Frame>, ApiError>> + Send;
+}
+
+/// Serves the API on `listener` until `stop`.
+pub async fn serve<S, L>(service: S, listener: L, stop: CancellationToken) -> std::io::Result<()>
+where
+    S: Service,
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
+    axum::serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn router<S: Service>(service: S) -> Router {
+    Router::new()
+        .route("/v1/machines", get(machines::<S>))
+        .route("/v1/units", get(units::<S>).post(change::<S>))
+        .route("/v1/units/destroy", post(destroy::<S>))
+        .route("/v1/units/watch", post(watch::<S>))
+        .route("/v1/units/{name}", get(unit::<S>))
+        .route("/v1/units/{name}/run", post(run::<S>))
+        .fallback(|| async { ApiError::not_found("there is nothing under this path") })
+        .method_not_allowed_fallback(|| async {
+            ApiError { code: 405, message: "this path does not know that method".to_owned() }
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(service)
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, [(header::CONTENT_TYPE, "application/json")], self.body()).into_response()
+    }
+}
+
+/// A JSON body whose errors are ours.
+struct Said<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Said<T> {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|error| ApiError { code: error.status().as_u16(), message: error.body_text() })?;
+        serde_json::from_slice(&bytes)
+            .map(Said)
+            .map_err(|error| ApiError::bad_request(format!("unable to decode body: {error}")))
+    }
+}
+
+async fn machines<S: Service>(State(service): State<S>) -> Result<Json<MachineList>, ApiError> {
+    service.machines().await.map(Json)
+}
+
+async fn units<S: Service>(State(service): State<S>) -> Result<Json<UnitList>, ApiError> {
+    service.units().await.map(Json)
+}
+
+async fn unit<S: Service>(State(service): State<S>, Path(name): Path<String>) -> Result<Json<Unit>, ApiError> {
+    let name = parse(&name)?;
+    let list = service.units().await?;
+    list.units
+        .into_iter()
+        .find(|unit| unit.name == name)
+        .map(Json)
+        .ok_or_else(|| ApiError::not_found(format!("unit {name} does not exist")))
+}
+
+async fn change<S: Service>(
+    State(service): State<S>,
+    Said(changes): Said<Vec<UnitChange>>,
+) -> Result<Json<UnitsChanged>, ApiError> {
+    service.change(changes).await.map(Json)
+}
+
+async fn destroy<S: Service>(
+    State(service): State<S>,
+    Said(names): Said<Names>,
+) -> Result<Json<UnitsChanged>, ApiError> {
+    service.destroy(names.units).await.map(Json)
+}
+
+async fn watch<S: Service>(State(service): State<S>, Said(names): Said<Names>) -> Result<Response, ApiError> {
+    let changes = service.watch(names.units).await?;
+    Ok(stream("application/x-ndjson", ReceiverStream::new(changes).map(|change| line(&change))))
+}
+
+async fn run<S: Service>(
+    State(service): State<S>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Said(what): Said<Run>,
+) -> Result<Response, ApiError> {
+    let name = parse(&name)?;
+    let passed_on = headers.contains_key(PASSED_ON);
+    let frames = match service.locate(&name).await? {
+        Place::There(address) if !passed_on => {
+            let mark = (PASSED_ON, HeaderValue::from_static("1"));
+            let client = Client::new(Endpoint::Tcp(address)).with_header(mark.0, mark.1);
+            return match client.run_raw(&name, &what).await {
+                Ok(body) => Ok(stream("application/octet-stream", body.map(|chunk| chunk.unwrap_or_default()))),
+                Err(error) => Err(error.into_api()),
+            };
+        }
+        // One that was passed on stays here, whatever the hub says by now: no request goes round in circles.
+        Place::Here | Place::There(_) => service.run(name, what).await?,
+    };
+    Ok(stream("application/octet-stream", ReceiverStream::new(frames).map(|frame| frame.encode())))
+}
+
+fn parse(name: &str) -> Result<UnitName, ApiError> {
+    name.parse().map_err(|error: UnitNameError| ApiError::bad_request(error))
+}
+
+fn line(value: &impl Serialize) -> Bytes {
+    let mut line = serde_json::to_vec(value).expect("API types always render");
+    line.push(b'\n');
+    line.into()
+}
+
+fn stream(kind: &'static str, chunks: impl futures_util::Stream<Item = Bytes> + Send + 'static) -> Response {
+    let body = Body::from_stream(chunks.map(Ok::<_, Infallible>));
+    ([(header::CONTENT_TYPE, kind)], body).into_response()
+}

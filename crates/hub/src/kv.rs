@@ -1,0 +1,94 @@
+//! The KV service.
+//!
+//! Invariant: what etcd limits before it looks at the state (the size of a write) is limited here; all else is the
+//! store's.
+
+use crate::convert;
+use crate::request::{Queue, Request, status};
+use crate::storage::Identity;
+use etcd_client::proto as pb;
+use mvcc::{Error, Revision};
+use prost::Message;
+use std::pin::Pin;
+use tokio_stream::Stream;
+use tonic::{Response, Status};
+
+/// The largest write; etcd's default. Larger ones would stall everybody behind them.
+pub(crate) const MAX_REQUEST_BYTES: usize = 3 << 19;
+
+pub(crate) struct KvService {
+    pub(crate) queue: Queue,
+    pub(crate) identity: Identity,
+}
+
+fn check_size(request: &impl Message) -> Result<(), Status> {
+    if request.encoded_len() > MAX_REQUEST_BYTES { Err(status(Error::RequestTooLarge)) } else { Ok(()) }
+}
+
+#[tonic::async_trait]
+impl pb::PbKvService for KvService {
+    async fn range(
+        &self,
+        request: tonic::Request<pb::PbRangeRequest>,
+    ) -> Result<Response<pb::PbRangeResponse>, Status> {
+        let request = convert::range_request(request.into_inner()).map_err(status)?;
+        let response = self.queue.ask(|reply| Request::Range(request, reply)).await?;
+        let header = self.identity.header(response.revision);
+        Ok(Response::new(convert::range_response(response, header)))
+    }
+
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::PbRangeStreamResponse, Status>> + Send>>;
+
+    /// The whole range in one part, which the definition allows.
+    async fn range_stream(
+        &self,
+        request: tonic::Request<pb::PbRangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let response = self.range(request).await?.into_inner();
+        let part = pb::PbRangeStreamResponse { range_response: Some(response) };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(part)))))
+    }
+
+    async fn put(
+        &self,
+        request: tonic::Request<pb::PbPutRequest>,
+    ) -> Result<Response<pb::PbPutResponse>, Status> {
+        check_size(request.get_ref())?;
+        let request = convert::put_request(request.into_inner());
+        let response = self.queue.ask(|reply| Request::Put(request, reply)).await?;
+        let header = self.identity.header(response.revision);
+        Ok(Response::new(convert::put_response(response, header)))
+    }
+
+    async fn delete_range(
+        &self,
+        request: tonic::Request<pb::PbDeleteRequest>,
+    ) -> Result<Response<pb::PbDeleteResponse>, Status> {
+        check_size(request.get_ref())?;
+        let request = convert::delete_request(request.into_inner());
+        let response = self.queue.ask(|reply| Request::DeleteRange(request, reply)).await?;
+        let header = self.identity.header(response.revision);
+        Ok(Response::new(convert::delete_response(response, header)))
+    }
+
+    async fn txn(
+        &self,
+        request: tonic::Request<pb::PbTxnRequest>,
+    ) -> Result<Response<pb::PbTxnResponse>, Status> {
+        check_size(request.get_ref())?;
+        let request = convert::txn_request(request.into_inner()).map_err(status)?;
+        let response = self.queue.ask(|reply| Request::Txn(request, reply)).await?;
+        let header = self.identity.header(response.revision);
+        Ok(Response::new(convert::txn_response(response, header)))
+    }
+
+    async fn compact(
+        &self,
+        request: tonic::Request<pb::PbCompactionRequest>,
+    ) -> Result<Response<pb::PbCompactionResponse>, Status> {
+        let pb::PbCompactionRequest { revision, physical } = request.into_inner();
+        let revision = Revision(revision);
+        let response = self.queue.ask(|reply| Request::Compact { revision, physical, reply }).await?;
+        Ok(Response::new(pb::PbCompactionResponse { header: self.identity.header(response.revision) }))
+    }
+}

@@ -1,0 +1,96 @@
+//! The Lease service.
+//!
+//! Invariant: a keepalive stream answers each request once and in order, and an unknown lease is an answer of zero
+//! seconds, not an error.
+
+use crate::request::{Queue, Request};
+use crate::stop::Until;
+use crate::storage::{Identity, random_id};
+use etcd_client::proto as pb;
+use futures_util::StreamExt;
+use mvcc::{LeaseGrantRequest, LeaseId};
+use std::pin::Pin;
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status};
+
+pub(crate) struct LeaseService {
+    pub(crate) queue: Queue,
+    pub(crate) identity: Identity,
+    pub(crate) stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl pb::PbLeaseService for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: tonic::Request<pb::PbLeaseGrantRequest>,
+    ) -> Result<Response<pb::PbLeaseGrantResponse>, Status> {
+        let pb::PbLeaseGrantRequest { ttl, id } = request.into_inner();
+        let id = LeaseId(if id == 0 { random_id() } else { id });
+        let grant = LeaseGrantRequest { id, ttl };
+        let response = self.queue.ask(|reply| Request::LeaseGrant(grant, reply)).await?;
+        Ok(Response::new(pb::PbLeaseGrantResponse {
+            header: self.identity.header(response.revision),
+            id: response.id.0,
+            ttl: response.ttl,
+            error: String::new(),
+        }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: tonic::Request<pb::PbLeaseRevokeRequest>,
+    ) -> Result<Response<pb::PbLeaseRevokeResponse>, Status> {
+        let id = LeaseId(request.into_inner().id);
+        let response = self.queue.ask(|reply| Request::LeaseRevoke(id, reply)).await?;
+        Ok(Response::new(pb::PbLeaseRevokeResponse { header: self.identity.header(response.revision) }))
+    }
+
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<pb::PbLeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: tonic::Request<tonic::Streaming<pb::PbLeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let (queue, identity) = (self.queue.clone(), self.identity);
+        let answers = request.into_inner().then(move |request| {
+            let queue = queue.clone();
+            async move {
+                let id = LeaseId(request?.id);
+                let response = queue.ask(|reply| Request::LeaseKeepAlive(id, reply)).await?;
+                let header = identity.header(response.revision);
+                Ok(pb::PbLeaseKeepAliveResponse { header, id: response.id.0, ttl: response.ttl })
+            }
+        });
+        Ok(Response::new(Box::pin(Until::new(answers, self.stop.clone()))))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: tonic::Request<pb::PbLeaseTimeToLiveRequest>,
+    ) -> Result<Response<pb::PbLeaseTimeToLiveResponse>, Status> {
+        let pb::PbLeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let id = LeaseId(id);
+        let response = self.queue.ask(|reply| Request::LeaseTimeToLive { id, keys, reply }).await?;
+        Ok(Response::new(pb::PbLeaseTimeToLiveResponse {
+            header: self.identity.header(response.revision),
+            id: response.id.0,
+            ttl: response.ttl,
+            granted_ttl: response.granted_ttl,
+            keys: response.keys.into_iter().map(Vec::from).collect(),
+        }))
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: tonic::Request<pb::PbLeaseLeasesRequest>,
+    ) -> Result<Response<pb::PbLeaseLeasesResponse>, Status> {
+        let (revision, leases) = self.queue.ask(Request::Leases).await?;
+        Ok(Response::new(pb::PbLeaseLeasesResponse {
+            header: self.identity.header(revision),
+            leases: leases.into_iter().map(|id| pb::PbLeaseStatus { id: id.0 }).collect(),
+        }))
+    }
+}

@@ -1,0 +1,276 @@
+//! The embedded hub: a single-node, durable server that speaks etcd's v3 API.
+//!
+//! Any etcd client can use it. Semantics are `mvcc`'s; here are the disk ([`storage`]), the thread that owns the store
+//! ([`apply`]) and the gRPC services. Invariant: a write is answered, and shown to any reader or watcher, only after
+//! its fsync. One node, no replication: for high availability use a real etcd cluster instead.
+
+/// The apply thread: executes, makes durable, answers.
+mod apply;
+/// The Auth service, as far as a hub without users has one.
+mod auth;
+/// The Cluster service.
+mod cluster;
+/// When the hub compacts by itself.
+mod compaction;
+/// Between protobuf and the store's types.
+mod convert;
+/// The KV service.
+mod kv;
+/// The Lease service.
+mod lease;
+/// The Maintenance service.
+mod maintenance;
+/// What the services ask of the apply thread.
+mod request;
+/// How long-lived streams end.
+mod stop;
+/// The disk.
+mod storage;
+/// The Watch service.
+mod watch;
+/// The apply thread's side of watch streams.
+mod watchers;
+/// A codec for services written by hand.
+mod wire;
+
+use crate::apply::Apply;
+use crate::request::Queue;
+use crate::storage::{Opened, Storage};
+use etcd_client::proto as pb;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tracing::info;
+
+/// How long an orderly stop waits for requests in flight.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Streams per connection. Clients open one per watch and per lease; etcd 3.4 sets no limit, h2's default is 200.
+const MAX_STREAMS: u32 = 1 << 20;
+
+/// Silent connections are asked for a sign of life after this long, so that the watches of a machine that lost power
+/// go away.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What a hub needs to know.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    /// Where its data lives; made if it does not exist.
+    pub data_dir: PathBuf,
+    /// Where it listens; port 0 picks one.
+    pub listen: SocketAddr,
+    /// The URL that clients are told (`etcdctl member list`); by default the address it listens on.
+    pub advertise: Option<String>,
+    /// Its name, as the only member.
+    pub name: String,
+}
+
+/// Why a hub did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The data directory cannot be used.
+    #[error("could not use data directory {path}")]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another hub has it.
+    #[error("data directory {path} is in use by another hub")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The database refused.
+    #[error("could not read or write {path}")]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// The data was written by a newer version.
+    #[error("{path} has format {found}, this version knows {known}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: i64,
+        /// The newest format known.
+        known: i64,
+    },
+    /// The data is damaged.
+    #[error("{path} is damaged: {what}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The address cannot be listened on.
+    #[error("could not listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The server stopped.
+    #[error("the gRPC server stopped")]
+    Serve(#[source] Option<tonic::transport::Error>),
+    /// The thread that applies requests stopped, or could not be started.
+    #[error("the apply thread stopped")]
+    Apply(#[source] Option<io::Error>),
+}
+
+impl HubError {
+    fn storage(path: &Path, error: impl Into<redb::Error>) -> Self {
+        Self::Storage { path: path.to_owned(), source: Box::new(error.into()) }
+    }
+}
+
+/// A running hub. Dropping it stops it at once, without farewell to its clients; nothing acknowledged is lost.
+#[derive(Debug)]
+pub struct Hub {
+    address: SocketAddr,
+    /// Ends streams and the taking of connections.
+    closing: CancellationToken,
+    /// Ends the apply thread.
+    stop: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    apply: Option<thread::JoinHandle<()>>,
+    apply_ended: oneshot::Receiver<io::Error>,
+}
+
+impl Hub {
+    /// Opens the data and serves it. Ready for clients when this returns.
+    pub async fn start(config: HubConfig) -> Result<Self, HubError> {
+        let data_dir = config.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&data_dir));
+        let Loaded { storage, identity, replayed, started } =
+            opened.await.map_err(|panic| HubError::Apply(Some(io::Error::other(panic))))??;
+        let listen = |source| HubError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let (revision, keys) = (replayed.store.revision().0, replayed.store.size());
+
+        let (queue, requests) = Queue::new();
+        let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
+        let apply = Apply::new(replayed, storage, requests, started);
+        let (ended, apply_ended) = oneshot::channel();
+        let apply_stop = stop.clone();
+        let apply = thread::Builder::new()
+            .name("hub-apply".to_owned())
+            .spawn(move || {
+                if let Err(error) = apply.run(apply_stop) {
+                    let _ = ended.send(error); // nobody waits during a shutdown
+                }
+            })
+            .map_err(|error| HubError::Apply(Some(error)))?;
+
+        let advertise = config.advertise.unwrap_or_else(|| default_url(address));
+        let (q, c) = (|| queue.clone(), || closing.clone());
+        let kv = kv::KvService { queue: q(), identity };
+        let watch = watch::WatchService { queue: q(), identity, stop: c(), next_stream: AtomicU64::new(1) };
+        let lease = lease::LeaseService { queue: q(), identity, stop: c() };
+        let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
+        let maintenance = maintenance::MaintenanceService { queue: q(), identity };
+        let auth = auth::AuthService { queue: q(), identity };
+        let server = Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            // tonic's own default of 4 MiB limits requests; answers have no limit.
+            .add_service(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
+            .add_service(pb::PbWatchServer::new(watch).max_encoding_message_size(usize::MAX))
+            .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
+            .add_service(pb::PbClusterServer::new(cluster))
+            .add_service(pb::PbMaintenanceServer::new(maintenance))
+            .add_service(auth);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server =
+            tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
+        info!(%address, revision, bytes = keys, "hub started");
+        Ok(Self { address, closing, stop, server, apply: Some(apply), apply_ended })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops in order: no new connections, streams end with Unavailable, requests in flight are answered.
+    pub async fn shutdown(mut self) {
+        self.closing.cancel();
+        if tokio::time::timeout(DRAIN, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+        self.stop.cancel();
+        if let Some(apply) = self.apply.take() {
+            // Joining only waits for the last commit; a panic there has been reported by the panic hook.
+            let _ = tokio::task::spawn_blocking(move || apply.join()).await;
+        }
+        info!(address = %self.address, "hub stopped");
+    }
+
+    /// Resolves if the hub dies by itself, with the reason.
+    pub async fn finished(&mut self) -> HubError {
+        tokio::select! {
+            ended = &mut self.server => HubError::Serve(match ended {
+                Ok(Err(error)) => Some(error),
+                Ok(Ok(())) | Err(_) => None,
+            }),
+            ended = &mut self.apply_ended => {
+                self.closing.cancel();
+                HubError::Apply(ended.ok())
+            }
+        }
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.closing.cancel();
+        self.stop.cancel();
+        self.server.abort();
+        if let Some(apply) = self.apply.take() {
+            // At most one commit long; afterwards the data directory is free for the next hub.
+            let _ = apply.join();
+        }
+    }
+}
+
+struct Loaded {
+    storage: Storage,
+    identity: storage::Identity,
+    replayed: mvcc::Replayed,
+    /// The zero of the leases' clock.
+    started: Instant,
+}
+
+fn open(data_dir: &Path) -> Result<Loaded, HubError> {
+    let Opened { storage, identity, records } = Storage::open(data_dir)?;
+    let started = Instant::now();
+    let replayed = mvcc::Store::replay(records, Duration::ZERO)
+        .map_err(|error| HubError::Corrupt { path: data_dir.to_owned(), what: error.to_string() })?;
+    Ok(Loaded { storage, identity, replayed, started })
+}
+
+fn default_url(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        return format!("http://localhost:{}", address.port());
+    }
+    format!("http://{address}")
+}

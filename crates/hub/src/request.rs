@@ -1,0 +1,120 @@
+//! What the services ask of the apply thread.
+//!
+//! Invariant: every request is answered exactly once, or its sender learns that the hub has stopped.
+
+use crate::watchers::{Outgoing, StreamId};
+use mvcc::{
+    CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest, LeaseGrantResponse,
+    LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse, Watcher,
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+/// Requests that may wait for the apply thread. As many as it takes in one batch: while one batch is on its way to
+/// the disk the next one gathers, and what is beyond that waits in its own connection, which slows its client down.
+pub(crate) const QUEUE: usize = 1024;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+pub(crate) enum Request {
+    Range(RangeRequest, Reply<RangeResponse>),
+    Put(PutRequest, Reply<PutResponse>),
+    DeleteRange(DeleteRangeRequest, Reply<DeleteRangeResponse>),
+    Txn(TxnRequest, Reply<TxnResponse>),
+    Compact { revision: Revision, physical: bool, reply: Reply<CompactResponse> },
+    LeaseGrant(LeaseGrantRequest, Reply<LeaseGrantResponse>),
+    LeaseRevoke(LeaseId, Reply<LeaseRevokeResponse>),
+    LeaseKeepAlive(LeaseId, Reply<LeaseKeepAliveResponse>),
+    LeaseTimeToLive { id: LeaseId, keys: bool, reply: Reply<LeaseTimeToLiveResponse> },
+    Leases(Reply<(Revision, Vec<LeaseId>)>),
+    Hash { revision: Revision, reply: Reply<Hash> },
+    Status(Reply<Health>),
+    Defragment(Reply<Revision>),
+    Watch(WatchRequest),
+}
+
+/// What a watch stream asks. The permit is a reserved place among the stream's outgoing messages, so that the answer
+/// neither waits nor gets lost.
+pub(crate) struct WatchRequest {
+    pub(crate) stream: StreamId,
+    pub(crate) outgoing: mpsc::Sender<Outgoing>,
+    pub(crate) permit: mpsc::OwnedPermit<Outgoing>,
+    pub(crate) kind: WatchKind,
+}
+
+pub(crate) enum WatchKind {
+    Create {
+        /// What the client chose; 0 leaves it to us.
+        id: i64,
+        watcher: Watcher,
+        /// 0 is from now.
+        start: Revision,
+        progress_notify: bool,
+        fragment: bool,
+    },
+    Cancel {
+        id: i64,
+    },
+    Progress,
+}
+
+/// A checksum of the history.
+pub(crate) struct Hash {
+    pub(crate) revision: Revision,
+    pub(crate) hash: u32,
+    pub(crate) compacted: Revision,
+}
+
+/// How the hub is.
+pub(crate) struct Health {
+    pub(crate) revision: Revision,
+    /// Bytes of the file.
+    pub(crate) disk: u64,
+    /// Bytes of keys, values and history.
+    pub(crate) memory: u64,
+    pub(crate) out_of_space: bool,
+}
+
+/// The services' end of the queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Queue {
+    sender: mpsc::Sender<Request>,
+}
+
+impl Queue {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self { sender }, receiver)
+    }
+
+    /// Asks, and waits until the answer is durable.
+    pub(crate) async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.send(make(reply)).await?;
+        match answer.await {
+            Ok(answer) => answer.map_err(status),
+            Err(_) => Err(status(Error::Stopped)),
+        }
+    }
+
+    /// Asks without an answer of its own.
+    pub(crate) async fn send(&self, request: Request) -> Result<(), Status> {
+        self.sender.send(request).await.map_err(|_| status(Error::Stopped))
+    }
+}
+
+/// A refusal as gRPC says it.
+pub(crate) fn status(error: Error) -> Status {
+    use mvcc::Code as C;
+    let code = match error.code() {
+        C::InvalidArgument => tonic::Code::InvalidArgument,
+        C::NotFound => tonic::Code::NotFound,
+        C::ResourceExhausted => tonic::Code::ResourceExhausted,
+        C::FailedPrecondition => tonic::Code::FailedPrecondition,
+        C::OutOfRange => tonic::Code::OutOfRange,
+        C::Unavailable => tonic::Code::Unavailable,
+    };
+    Status::new(code, error.to_string())
+}

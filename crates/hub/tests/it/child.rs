@@ -1,0 +1,54 @@
+//! A hub in a process of its own, to be killed: this test binary, run again.
+
+use crate::open;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+const DIRECTORY: &str = "HUB_TEST_DIRECTORY";
+
+/// Not a test: what a child process runs.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a child process of other tests"]
+async fn serve() {
+    let directory = std::env::var_os(DIRECTORY).expect("only to be run by other tests");
+    let mut hub = open(&PathBuf::from(directory)).await;
+    println!("\nlistening on {}", hub.address());
+    panic!("{}", hub.finished().await);
+}
+
+/// A hub in a child process; killed when dropped.
+pub(crate) struct ChildHub {
+    child: Child,
+    pub(crate) address: String,
+}
+
+impl ChildHub {
+    pub(crate) fn start(directory: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child::serve", "--ignored", "--nocapture"])
+            .env(DIRECTORY, directory)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let address = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
+            .expect("the child tells its address");
+        Self { child, address }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for ChildHub {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may be dead already
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,265 @@
+//! `muster agent`: the daemon of a machine. It starts the roles that the configuration asks for, each a task that
+//! owns its state, and ends them in order.
+//!
+//! Invariants: a role that fails is said so and, where it can, tries on; what runs on the machine is never touched
+//! by the daemon's own end. Only a machine that shuts down says good-bye to the cluster.
+
+/// The engine's election and its decisions' way to the hub.
+mod engine;
+/// The cluster network of this machine.
+mod overlay;
+/// This machine's record in the hub.
+mod presence;
+/// Running something beside a unit.
+mod run;
+/// nginx, kept in step with the registered services.
+mod router;
+/// What the API answers.
+mod service;
+/// States of units on their way to the hub.
+mod states;
+/// The machine's share of the schedule, carried out through systemd.
+mod units;
+
+use crate::config::{Config, RUN_DIR, SOCKET, STATE_DIR};
+use anyhow::{Context, Result, anyhow};
+use model::{MachineId, MachineRecord, Subnet};
+use registry::{Session, Store, StoreError};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// Tasks get this long to end; systemd would kill the daemon later anyway.
+const SHUTDOWN: Duration = Duration::from_secs(3);
+/// Between attempts to reach a hub that has never answered.
+const CONNECT_PAUSE: Duration = Duration::from_millis(250);
+
+/// What every role knows about its machine.
+#[derive(Clone)]
+struct Machine {
+    id: MachineId,
+    name: String,
+    config: Arc<Config>,
+}
+
+/// Runs the daemon until a signal ends it.
+pub async fn run(config: Config) -> Result<()> {
+    let machine = Machine::new(config)?;
+    for directory in [RUN_DIR, STATE_DIR] {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {directory}"))?;
+    }
+    info!(machine = %machine.id, name = %machine.name, version = env!("CARGO_PKG_VERSION"), "muster starts");
+    let mut signals = Signals::new()?;
+    let stop = CancellationToken::new();
+    let mut roles: JoinSet<Result<()>> = JoinSet::new();
+
+    let mut hub = match machine.config.hub.embedded() {
+        true => Some(start_hub(&machine).await?),
+        false => None,
+    };
+    let kernel = net::Kernel::connect().await?;
+    let address = match machine.config.machine.address {
+        Some(address) => address,
+        None => kernel.underlay(machine.config.overlay.interface.as_deref()).await?.address,
+    };
+    let endpoints = machine.config.hub.reach();
+    let store = tokio::select! {
+        store = connect(&endpoints) => store,
+        _ = signals.end() => return Ok(()),
+    };
+    let session = Session::start(&store, machine.config.agent.lease_ttl, &Path::new(RUN_DIR).join("lease"));
+
+    let mut record = MachineRecord::new(machine.name.clone(), address, env!("CARGO_PKG_VERSION").to_owned());
+    record.metadata = machine.config.machine.metadata.clone();
+    record.api_port = machine.config.api.listen.map(|listen| listen.port());
+    let (subnet, subnets) = watch::channel(None::<Subnet>);
+
+    let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
+    if machine.config.overlay.enabled {
+        let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, subnet, ready);
+        roles.spawn(overlay.run(stop.clone()));
+    }
+    let systemd = if machine.config.agent.enabled {
+        let (systemd, events) = systemd::Systemd::connect().await?;
+        roles.spawn(presence::run(machine.clone(), store.clone(), session.lease(), record, subnets));
+        let units = units::Units::new(machine.clone(), store.clone(), systemd.clone(), session.lease())?;
+        roles.spawn(units.run(events, stop.clone()));
+        Some(systemd)
+    } else {
+        None
+    };
+    if machine.config.engine.enabled {
+        roles.spawn(engine::run(machine.clone(), store.clone(), session.lease()));
+    }
+    if machine.config.router.nginx.enabled {
+        let nginx = nginx::Nginx::new(machine.config.router.nginx.clone())?;
+        roles.spawn(router::run(store.clone(), nginx));
+    }
+    let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone());
+    serve(&machine, service, &stop, &mut roles).await?;
+
+    let mut announced = false;
+    let outcome = loop {
+        tokio::select! {
+            changed = overlay_ready.wait_for(|ready| *ready), if !announced => {
+                announced = true;
+                if changed.is_ok() {
+                    info!("ready");
+                    // Only systemd cares; without it there is nobody to tell.
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                }
+            }
+            () = signals.end() => break Ok(()),
+            error = hub_died(&mut hub) => break Err(error),
+            Some(ended) = roles.join_next() => match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => break Err(error),
+                Err(error) => break Err(anyhow!(error).context("a role ended unexpectedly")),
+            },
+        }
+    };
+    if let Err(error) = &outcome {
+        error!(error = format!("{error:#}"), "muster ends because a part of it failed");
+    }
+    stop.cancel();
+    // An orderly shutdown of the machine: its units shall run elsewhere now, not when the lease has ended.
+    let leaving = match &systemd {
+        Some(systemd) => systemd.is_stopping().await,
+        None => false,
+    };
+    if leaving {
+        info!("the machine shuts down: leaving the cluster");
+        if let Err(error) = session.end().await {
+            warn!(%error, "could not say good-bye; the lease will end by itself");
+        }
+    } else {
+        drop(session);
+    }
+    roles.abort_all();
+    let _ = tokio::time::timeout(SHUTDOWN, async { while roles.join_next().await.is_some() {} }).await;
+    if let Some(hub) = hub {
+        let _ = tokio::time::timeout(SHUTDOWN, hub.shutdown()).await;
+    }
+    info!("muster ends");
+    outcome
+}
+
+impl Machine {
+    fn new(config: Config) -> Result<Self> {
+        let path = "/etc/machine-id";
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+        let id = text.parse().with_context(|| format!("in {path}: run `systemd-machine-id-setup`"))?;
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = config.machine.name.clone().unwrap_or(host);
+        Ok(Self { id, name, config: Arc::new(config) })
+    }
+}
+
+async fn start_hub(machine: &Machine) -> Result<hub::Hub> {
+    let section = &machine.config.hub;
+    let advertise = machine.config.machine.address.map(|address| format!("http://{address}:{}", section.listen.port()));
+    let config = hub::HubConfig {
+        data_dir: section.data_dir.clone(),
+        listen: section.listen,
+        advertise,
+        name: machine.name.clone(),
+    };
+    let hub = hub::Hub::start(config).await.context("the embedded hub did not start")?;
+    info!(address = %hub.address(), data = %section.data_dir.display(), "hub serves");
+    Ok(hub)
+}
+
+/// Never, when no hub is embedded.
+async fn hub_died(hub: &mut Option<hub::Hub>) -> anyhow::Error {
+    match hub {
+        Some(hub) => anyhow!(hub.finished().await).context("the embedded hub failed"),
+        None => std::future::pending().await,
+    }
+}
+
+/// Tries until the hub's address can be used. Whether anybody answers there is each role's own concern.
+async fn connect(endpoints: &[String]) -> Store {
+    let mut complained = false;
+    loop {
+        match Store::connect(endpoints).await {
+            Ok(store) => return store,
+            Err(error) => {
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(%error, "waiting for the hub");
+                }
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The API on its unix socket, and on TCP if the configuration opens it.
+async fn serve(
+    machine: &Machine,
+    service: service::Hub,
+    stop: &CancellationToken,
+    roles: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    // A socket that a killed daemon left behind is in the way of ours.
+    let _ = std::fs::remove_file(SOCKET);
+    let listener = UnixListener::bind(SOCKET).with_context(|| format!("cannot listen on {SOCKET}"))?;
+    std::fs::set_permissions(SOCKET, Permissions::from_mode(0o660))?;
+    let (unix, token) = (service.clone(), stop.clone());
+    roles.spawn(async move {
+        api::serve(unix, listener, token).await.context("the API on the unix socket failed")
+    });
+    if let Some(address) = machine.config.api.listen {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let token = stop.clone();
+        roles.spawn(async move {
+            api::serve(service, listener, token).await.context("the API on TCP failed")
+        });
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Writes a file so that a reader sees the old or the new text, never half of one.
+fn write_file(path: &Path, contents: &str) -> std::io::Result<()> {
+    let mut staged = PathBuf::from(path).into_os_string();
+    staged.push(".new");
+    std::fs::write(&staged, contents)?;
+    std::fs::rename(&staged, path)
+}
+
+/// Logs an error of the hub that will be tried again, once until it works.
+fn complain(complained: &mut bool, error: &StoreError, what: &'static str) {
+    if !std::mem::replace(complained, true) {
+        warn!(%error, "{what}, trying on");
+    }
+}

@@ -1,0 +1,159 @@
+//! Running something beside a unit on this machine, its output sent while it runs: systemd's status, the journal,
+//! a program inside the unit.
+
+use api::{
+    ApiError,
+    frames::{Frame, MAX_PAYLOAD},
+    types::Run,
+};
+use bytes::Bytes;
+use model::UnitName;
+use std::{os::unix::process::ExitStatusExt, process::Stdio};
+use systemd::Systemd;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::Command,
+    sync::mpsc,
+};
+
+/// Frames on their way to a slow reader, each of 64 KiB at most; then the program's own pipe fills up and it waits.
+const BUFFER: usize = 8;
+
+/// Starts it. It is killed when the receiver is dropped.
+pub(super) async fn start(systemd: &Systemd, unit: &UnitName, run: Run) -> Result<mpsc::Receiver<Frame>, ApiError> {
+    let mut command = command(systemd, unit, run).await?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .spawn()
+        .map_err(|error| ApiError { code: 500, message: format!("cannot run {program} on this machine: {error}") })?;
+    let (sender, receiver) = mpsc::channel(BUFFER);
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    tokio::spawn(async move {
+        let closed = sender.clone();
+        let whole = async {
+            tokio::join!(copy(stdout, &sender, Frame::Stdout), copy(stderr, &sender, Frame::Stderr));
+            let code = match child.wait().await {
+                Ok(status) => status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1),
+                Err(_) => 1,
+            };
+            // When nobody listens any more nobody misses it.
+            let _ = sender.send(Frame::Exit(code)).await;
+        };
+        tokio::select! {
+            () = whole => {}
+            () = closed.closed() => {}
+        }
+    });
+    Ok(receiver)
+}
+
+async fn copy(from: Option<impl AsyncRead + Unpin>, to: &mpsc::Sender<Frame>, frame: fn(Bytes) -> Frame) {
+    let Some(mut from) = from else { return };
+    let mut buffer = vec![0; MAX_PAYLOAD];
+    while let Ok(length) = from.read(&mut buffer).await {
+        if length == 0 || to.send(frame(Bytes::copy_from_slice(&buffer[..length]))).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn command(systemd: &Systemd, unit: &UnitName, run: Run) -> Result<Command, ApiError> {
+    match run {
+        Run::Status => Ok(program("systemctl", ["status", "--full", "--no-pager", "--", unit.as_str()])),
+        Run::Journal { lines, follow, output } => {
+            let lines = lines.to_string();
+            let mut command = program("journalctl", ["--no-pager", "--unit", unit.as_str(), "--lines", &lines]);
+            command.arg(format!("--output={output}"));
+            if follow {
+                command.arg("--follow");
+            }
+            Ok(command)
+        }
+        Run::Exec { command, network } => exec(systemd, unit, command, network).await,
+    }
+}
+
+async fn exec(
+    systemd: &Systemd,
+    unit: &UnitName,
+    command: Vec<String>,
+    network: bool,
+) -> Result<Command, ApiError> {
+    if command.is_empty() {
+        return Err(ApiError::bad_request("exec needs a program to run"));
+    }
+    let pid = systemd.main_pid(unit).await.map_err(|error| ApiError::conflict(error.to_string()))?;
+    let pid = pid.ok_or_else(|| ApiError::conflict(format!("{unit} does not run here just now")))?;
+    let container = container_of(pid);
+    let mut enter = match (&container, network) {
+        (Some(container), false) => program("docker", ["exec", container]),
+        (Some(container), true) => {
+            let pid = container_pid(container).await?;
+            program("nsenter", ["--target", &pid, "--net", "--"])
+        }
+        (None, false) => program("nsenter", ["--target", &pid.to_string(), "--all", "--"]),
+        (None, true) => program("nsenter", ["--target", &pid.to_string(), "--net", "--"]),
+    };
+    enter.args(command);
+    Ok(enter)
+}
+
+fn program<'a>(name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = Command::new(name);
+    command.args(arguments);
+    command
+}
+
+/// The container that the process is the client of: `docker run … --name NAME …`.
+fn container_of(pid: u32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    container_name(line.split(|byte| *byte == 0).filter_map(|argument| str::from_utf8(argument).ok()))
+}
+
+fn container_name<'a>(arguments: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut arguments = arguments;
+    let engine = arguments.next()?.rsplit('/').next()?;
+    if !matches!(engine, "docker" | "podman") {
+        return None;
+    }
+    let verb = arguments.find(|argument| matches!(*argument, "run" | "start"))?;
+    if verb == "start" {
+        return arguments.find(|argument| !argument.starts_with('-')).map(str::to_owned);
+    }
+    while let Some(argument) = arguments.next() {
+        if argument == "--name" {
+            return arguments.next().map(str::to_owned);
+        }
+        if let Some(name) = argument.strip_prefix("--name=") {
+            return Some(name.to_owned());
+        }
+    }
+    None
+}
+
+async fn container_pid(container: &str) -> Result<String, ApiError> {
+    let inspect = program("docker", ["inspect", "--format", "{{.State.Pid}}", container]).output().await;
+    let output = inspect.map_err(|error| ApiError { code: 500, message: format!("cannot run docker: {error}") })?;
+    let pid = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if !output.status.success() || pid == "0" {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(ApiError::conflict(format!("container {container} does not run: {}", said.trim())));
+    }
+    Ok(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_container_is_read_off_its_clients_arguments() {
+        let name = |line: &str| container_name(line.split(' '));
+        assert_eq!(name("/usr/bin/docker run --rm --name someapp-1 someapp").as_deref(), Some("someapp-1"));
+        assert_eq!(name("docker run --name=web nginx").as_deref(), Some("web"));
+        assert_eq!(name("/usr/bin/docker start -a web").as_deref(), Some("web"));
+        assert_eq!(name("/usr/bin/docker run someapp"), None);
+        assert_eq!(name("/bin/sleep infinity"), None);
+    }
+}

@@ -1,0 +1,346 @@
+//! What the API answers: the hub's records as the wire's types, and orders as transactions on the hub.
+//!
+//! Invariants: a list is read at one revision; an order is checked as a whole before anything is written, and is
+//! written only if nobody changed the same units meanwhile.
+
+use super::{Machine, run};
+use api::{
+    ApiError, Place, Service,
+    frames::Frame,
+    types::{
+        Machine as MachineView, MachineList, Run, State, Unit, UnitChange, UnitChanged, UnitList, UnitOnMachine,
+        UnitsChanged, Watched,
+    },
+};
+use model::{DesiredState, MachineRecord, Revision, UnitName, UnitRecord, keys};
+use muster_core::{cluster::Cluster, engine};
+use registry::{Change, Delta, Guard, Listing, Store, StoreError, Write};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
+use systemd::Systemd;
+use tokio::sync::mpsc;
+
+/// Units in one transaction: each takes a guard and a write, and etcd allows 128 of each.
+const CHUNK: usize = 120;
+/// How often an order is tried again when somebody else changes the same units.
+const ATTEMPTS: u32 = 5;
+/// Changes on their way to a client that watches.
+const WATCH_BUFFER: usize = 256;
+
+/// The real service: everything comes from the hub, but for what runs on this very machine.
+#[derive(Clone)]
+pub(super) struct Hub {
+    machine: Machine,
+    store: Store,
+    systemd: Option<Systemd>,
+}
+
+impl Hub {
+    pub(super) fn new(machine: Machine, store: Store, systemd: Option<Systemd>) -> Self {
+        Self { machine, store, systemd }
+    }
+
+    async fn cluster(&self) -> Result<(Cluster, Revision), ApiError> {
+        let listing = self.store.list(keys::MUSTER).await.map_err(unavailable)?;
+        Ok((cluster(&listing), listing.revision))
+    }
+
+    /// One attempt to make all of `changes`; `None` when somebody else was faster.
+    async fn try_change(&self, changes: &[UnitChange]) -> Result<Option<UnitsChanged>, ApiError> {
+        let known = self.known(changes.iter().flat_map(|change| [Some(change.name.clone()), change.name.template()])).await?;
+        let mut planned = Vec::new();
+        let mut answer = Vec::new();
+        for change in changes {
+            let (changed, write) = plan(change, &known)?;
+            answer.push(changed);
+            planned.extend(write);
+        }
+        let mut revision = Revision(0);
+        for chunk in planned.chunks(CHUNK) {
+            let (guards, writes): (Vec<_>, Vec<_>) = chunk.iter().cloned().unzip();
+            let outcome = self.store.commit(&guards, &writes).await.map_err(unavailable)?;
+            if !outcome.committed {
+                return Ok(None);
+            }
+            revision = outcome.revision;
+        }
+        Ok(Some(UnitsChanged { revision, units: answer }))
+    }
+
+    async fn known(
+        &self,
+        names: impl Iterator<Item = Option<UnitName>>,
+    ) -> Result<HashMap<UnitName, (UnitRecord, Revision)>, ApiError> {
+        let names: BTreeSet<_> = names.flatten().collect();
+        let keys: Vec<_> = names.iter().map(keys::unit).collect();
+        let found = self.store.get_many(&keys).await.map_err(unavailable)?;
+        let read = |kv: registry::KeyValue| {
+            let name = kv.key.strip_prefix(keys::UNITS)?.parse().ok()?;
+            Some((name, (serde_json::from_slice(&kv.value).ok()?, kv.mod_revision)))
+        };
+        Ok(found.into_iter().filter_map(read).collect())
+    }
+}
+
+/// Turns a change into a guarded write; no write where nothing changes.
+fn plan(
+    change: &UnitChange,
+    known: &HashMap<UnitName, (UnitRecord, Revision)>,
+) -> Result<(UnitChanged, Option<(Guard, Write)>), ApiError> {
+    let name = &change.name;
+    let key = keys::unit(name);
+    let current = known.get(name);
+    let mut warnings = Vec::new();
+    let mut record = match (current, &change.text) {
+        (Some((record, _)), None) => record.clone(),
+        (Some((record, _)), Some(text)) => {
+            let checked = check(name, text)?;
+            let hash = checked.file.hash();
+            if hash == record.hash {
+                record.clone()
+            } else if change.replace {
+                warnings = render(name, &checked.warnings);
+                UnitRecord { text: text.clone(), hash, ..record.clone() }
+            } else {
+                warnings.push(format!(
+                    "unit {name} in the cluster differs from the file given; add --replace to override it"
+                ));
+                record.clone()
+            }
+        }
+        (None, text) => {
+            let template = name.template().and_then(|template| known.get(&template));
+            let text = text.as_ref().or_else(|| template.map(|(record, _)| &record.text)).ok_or_else(|| {
+                ApiError::not_found(format!("unable to find unit {name}: neither in the cluster nor as a file here"))
+            })?;
+            let checked = check(name, text)?;
+            warnings = render(name, &checked.warnings);
+            UnitRecord::new(text.clone(), checked.file.hash())
+        }
+    };
+    let before = current.map_or(DesiredState::Inactive, |(record, _)| record.desired);
+    if let Some(desired) = change.desired {
+        if name.is_template() && desired != DesiredState::Inactive {
+            return Err(ApiError::bad_request(format!("cannot activate template \"{name}\"")));
+        }
+        record.desired = desired;
+        if desired == DesiredState::Launched {
+            record.launch += 1;
+        }
+    }
+    let changed =
+        UnitChanged { name: name.clone(), created: current.is_none(), before, desired: record.desired, warnings };
+    if current.is_some_and(|(current, _)| *current == record) {
+        return Ok((changed, None));
+    }
+    let guard = match current {
+        Some((_, revision)) => Guard::Unchanged(key.clone(), *revision),
+        None => Guard::Absent(key.clone()),
+    };
+    let value = serde_json::to_vec(&record).expect("records always render");
+    Ok((changed, Some((guard, Write::put(key, value)))))
+}
+
+fn check(name: &UnitName, text: &str) -> Result<unit::Checked, ApiError> {
+    unit::check(name, text).map_err(|problem| ApiError::bad_request(problem.render(name.as_str())))
+}
+
+fn render(name: &UnitName, warnings: &[unit::Problem]) -> Vec<String> {
+    warnings.iter().map(|warning| warning.render(name.as_str())).collect()
+}
+
+impl Service for Hub {
+    async fn machines(&self) -> Result<MachineList, ApiError> {
+        let listing = self.store.list(keys::MACHINES).await.map_err(unavailable)?;
+        let machine = |kv: &registry::KeyValue| {
+            let id = kv.key.strip_prefix(keys::MACHINES)?.parse().ok()?;
+            let record: MachineRecord = serde_json::from_slice(&kv.value).ok()?;
+            Some(MachineView {
+                id,
+                name: record.name,
+                address: record.address,
+                subnet: record.subnet,
+                metadata: record.metadata,
+                version: record.version,
+            })
+        };
+        let machines = listing.items.iter().filter_map(machine).collect();
+        Ok(MachineList { revision: listing.revision, machines })
+    }
+
+    async fn units(&self) -> Result<UnitList, ApiError> {
+        let (cluster, revision) = self.cluster().await?;
+        let units = cluster.units.keys().filter_map(|name| view(&cluster, name)).collect();
+        Ok(UnitList { revision, units })
+    }
+
+    async fn change(&self, changes: Vec<UnitChange>) -> Result<UnitsChanged, ApiError> {
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = changes.iter().find(|change| !seen.insert(&change.name)) {
+            return Err(ApiError::bad_request(format!("unit {} is given twice", twice.name)));
+        }
+        for _ in 0..ATTEMPTS {
+            if let Some(changed) = self.try_change(&changes).await? {
+                return Ok(changed);
+            }
+        }
+        Err(ApiError::conflict("somebody else keeps changing these units; try again"))
+    }
+
+    async fn destroy(&self, units: Vec<UnitName>) -> Result<UnitsChanged, ApiError> {
+        let units: BTreeSet<_> = units.into_iter().collect();
+        let known = self.known(units.iter().cloned().map(Some)).await?;
+        if let Some(unknown) = units.iter().find(|unit| !known.contains_key(*unit)) {
+            return Err(ApiError::not_found(format!("unit {unknown} does not exist")));
+        }
+        let units: Vec<_> = units.into_iter().collect();
+        let mut revision = Revision(0);
+        for chunk in units.chunks(CHUNK) {
+            let writes: Vec<_> = chunk.iter().map(|unit| Write::Delete(keys::unit(unit))).collect();
+            revision = self.store.commit(&[], &writes).await.map_err(unavailable)?.revision;
+        }
+        let gone = |name: UnitName| {
+            let before = known.get(&name).map_or(DesiredState::Inactive, |(record, _)| record.desired);
+            UnitChanged { name, created: false, before, desired: DesiredState::Inactive, warnings: Vec::new() }
+        };
+        Ok(UnitsChanged { revision, units: units.into_iter().map(gone).collect() })
+    }
+
+    async fn watch(&self, units: Vec<UnitName>) -> Result<mpsc::Receiver<Watched>, ApiError> {
+        // Asked first, so that a hub that is away is an error and not a silence.
+        let (first, _) = self.cluster().await?;
+        let (sender, receiver) = mpsc::channel(WATCH_BUFFER);
+        tokio::spawn(watch(self.store.clone(), units, first, sender));
+        Ok(receiver)
+    }
+
+    async fn locate(&self, unit: &UnitName) -> Result<Place, ApiError> {
+        let (cluster, _) = self.cluster().await?;
+        if !cluster.units.contains_key(unit) {
+            return Err(ApiError::not_found(format!("unit {unit} does not exist")));
+        }
+        let Some(scheduled) = cluster.schedule.get(unit) else {
+            return Err(ApiError::conflict(format!("unit {unit} does not appear to be loaded on any machine")));
+        };
+        if scheduled.contains_key(&self.machine.id) {
+            return Ok(Place::Here);
+        }
+        let reachable = scheduled.keys().filter_map(|id| cluster.machines.get(id));
+        let mut addresses = reachable.filter_map(|record| {
+            Some(SocketAddr::new(record.address.into(), record.api_port?))
+        });
+        addresses.next().map(Place::There).ok_or_else(|| {
+            ApiError::unavailable(format!(
+                "{unit} runs on a machine whose API does not listen on the network; set [api] listen there"
+            ))
+        })
+    }
+
+    async fn run(&self, unit: UnitName, run: Run) -> Result<mpsc::Receiver<Frame>, ApiError> {
+        match &self.systemd {
+            Some(systemd) => run::start(systemd, &unit, run).await,
+            None => Err(ApiError::conflict("this machine runs no units ([agent] enabled = false)")),
+        }
+    }
+}
+
+/// Sends each unit as it is, then again at every change.
+async fn watch(store: Store, units: Vec<UnitName>, first: Cluster, sender: mpsc::Sender<Watched>) {
+    let mut told: HashMap<UnitName, Watched> = HashMap::new();
+    let mut current = first;
+    let mut follow = store.follow(keys::MUSTER);
+    loop {
+        for name in &units {
+            let watched = Watched { name: name.clone(), unit: view(&current, name), leftover: leftover(&current, name) };
+            if told.get(name) != Some(&watched) {
+                told.insert(name.clone(), watched.clone());
+                if sender.send(watched).await.is_err() {
+                    return;
+                }
+            }
+        }
+        let delta = tokio::select! {
+            delta = follow.next() => delta,
+            () = sender.closed() => return,
+        };
+        match delta {
+            None => return,
+            Some(Delta::Lost) => {}
+            Some(Delta::Reset(listing)) => current = cluster(&listing),
+            Some(Delta::Changes(changes)) => {
+                for change in &changes.changes {
+                    match change {
+                        Change::Put(kv) => current.put(&kv.key, &kv.value, kv.mod_revision),
+                        Change::Delete { key } => current.delete(key),
+                    };
+                }
+            }
+        }
+    }
+}
+
+fn cluster(listing: &Listing) -> Cluster {
+    Cluster::from_listing(listing.items.iter().map(|kv| (kv.key.as_str(), &*kv.value, kv.mod_revision)))
+}
+
+fn view(cluster: &Cluster, name: &UnitName) -> Option<Unit> {
+    let unit = cluster.units.get(name)?;
+    let (schedule, states) = (cluster.schedule.get(name), cluster.states.get(name));
+    let on: BTreeSet<_> = schedule.into_iter().flat_map(BTreeMap::keys).chain(states.into_iter().flat_map(BTreeMap::keys)).collect();
+    let mut machines: Vec<_> = on
+        .into_iter()
+        .map(|id| {
+            let machine = cluster.machines.get(id);
+            let scheduled = schedule.and_then(|schedule| schedule.get(id));
+            let state = states.and_then(|states| states.get(id)).map(|state| State {
+                load: state.load.clone(),
+                active: state.active.clone(),
+                sub: state.sub.clone(),
+                hash: state.hash.clone(),
+                launch: state.launch,
+                error: state.error.clone(),
+            });
+            UnitOnMachine {
+                id: id.clone(),
+                name: machine.map(|machine| machine.name.clone()).unwrap_or_default(),
+                address: machine.map(|machine| machine.address),
+                scheduled: scheduled.is_some(),
+                why: scheduled.map(|record| record.why.clone()).unwrap_or_default(),
+                state,
+            }
+        })
+        .collect();
+    // Where it is to run comes first; where it only still stops, behind.
+    machines.sort_by_key(|on| !on.scheduled);
+    let wanted = unit.record.desired != DesiredState::Inactive && schedule.is_none() && !unit.is_global();
+    let refused = if wanted { engine::refusals(cluster, name) } else { BTreeMap::new() };
+    let refused = refused.into_iter().map(|(id, refusal)| {
+        let name = cluster.machines.get(&id).map_or_else(|| id.to_string(), |machine| machine.name.clone());
+        (name, refusal.to_string())
+    });
+    Some(Unit {
+        name: name.clone(),
+        hash: unit.record.hash.clone(),
+        text: unit.record.text.clone(),
+        desired: unit.record.desired,
+        launch: unit.record.launch,
+        global: unit.is_global(),
+        machines,
+        refused: refused.collect(),
+    })
+}
+
+/// Names of machines that still have a unit which is no longer known.
+fn leftover(cluster: &Cluster, name: &UnitName) -> Vec<String> {
+    if cluster.units.contains_key(name) {
+        return Vec::new();
+    }
+    let machines = cluster.states.get(name).into_iter().flat_map(BTreeMap::keys);
+    machines.map(|id| cluster.machines.get(id).map_or_else(|| id.to_string(), |m| m.name.clone())).collect()
+}
+
+fn unavailable(error: StoreError) -> ApiError {
+    ApiError::unavailable(format!("no answer from the hub: {error}"))
+}

@@ -1,0 +1,246 @@
+//! The command line: what is typed, read into types, and handed to the verb.
+//!
+//! stdout is data, stderr is the rest. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part; `exec`, `status`
+//! and `journal` give the code of the program that they ran.
+
+/// `{1..4}` and `{a,b}`, for shells that do not expand them.
+mod braces;
+/// Keys of the hub.
+mod kv;
+/// Machines on one box.
+mod lab;
+/// Lists of machines and units.
+mod list;
+/// Tables and streams on stdout.
+mod output;
+/// `status`, `journal`, `exec`.
+mod run;
+/// Verbs that change units.
+mod units;
+
+use crate::{agent, config};
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use model::UnitName;
+use std::{path::PathBuf, process::ExitCode};
+
+/// systemctl for a fleet of machines.
+#[derive(Parser)]
+#[command(name = "muster", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    /// The API to talk to: unix:///run/muster/muster.sock or http://10.0.0.1:49153.
+    #[arg(long, global = true, env = "MUSTER_ENDPOINT", default_value = concat!("unix://", "/run/muster/muster.sock"))]
+    endpoint: api::Endpoint,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the machines of the cluster.
+    ///
+    /// Example: muster list-machines
+    ListMachines(list::ListMachines),
+    /// List the units that machines have, with systemd's states.
+    ///
+    /// Example: muster list-units --no-legend
+    ListUnits(list::ListUnits),
+    /// List the units that the cluster knows, with what is wanted of them.
+    ///
+    /// Example: muster list-unit-files -o json
+    ListUnitFiles(list::ListUnitFiles),
+    /// Make units known to the cluster.
+    ///
+    /// Example: muster submit someapp@.service someapp-discovery@.service
+    Submit(units::Submit),
+    /// Put units on machines without starting them.
+    ///
+    /// Example: muster load 'someapp@{1..4}'
+    Load(units::Order),
+    /// Start units on machines that fit, and wait until they are active.
+    ///
+    /// Example: muster start 'someapp@{1..4}'
+    Start(units::Order),
+    /// Stop units; they stay on their machines.
+    ///
+    /// Example: muster stop someapp@3
+    Stop(units::Order),
+    /// Stop units and take them off their machines; they stay known.
+    ///
+    /// Example: muster unload someapp@3
+    Unload(units::Order),
+    /// Stop units and forget them.
+    ///
+    /// Example: muster destroy 'someapp@{1..4}'
+    Destroy(units::Destroy),
+    /// Print a unit's file as the cluster has it.
+    ///
+    /// Example: muster cat someapp@1
+    Cat(units::Cat),
+    /// Show what systemd says about units, wherever they run.
+    ///
+    /// Example: muster status someapp@1
+    Status(run::Status),
+    /// Show a unit's journal, wherever it runs.
+    ///
+    /// Example: muster journal --lines 20 --follow someapp@1
+    Journal(run::Journal),
+    /// Run a program inside a unit, wherever it runs.
+    ///
+    /// In a container's unit the program is the container's. With --net it is the machine's own program in the
+    /// unit's network, for images that hold nothing but their app.
+    ///
+    /// Example: muster exec --net someapp@3 curl -s http://10.1.5.2:3000/
+    Exec(run::Exec),
+    /// Read and write keys of the hub, in etcdctl's v2 spelling.
+    ///
+    /// Example: muster kv set --ttl 60 /services/someapp/upstream/someapp@1 10.1.5.2:3000
+    Kv(kv::Kv),
+    /// Run the daemon of this machine.
+    ///
+    /// Example: muster agent --config /etc/muster/muster.toml
+    Agent(ConfigFile),
+    /// Run the embedded hub alone: an etcd v3 server.
+    ///
+    /// Example: muster hub --listen 127.0.0.1:2379 --data-dir /var/lib/muster/hub
+    Hub(HubArgs),
+    /// Show the configuration and where each value comes from.
+    ///
+    /// Example: MUSTER_HUB_LISTEN=0.0.0.0:2379 muster config
+    Config(ConfigFile),
+    /// Machines on this one box, to try things: real systemd, Docker and network.
+    ///
+    /// Example: muster lab up 4
+    Lab(lab::LabArgs),
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration file; without this, /etc/muster/muster.toml if it exists.
+    #[arg(long, env = "MUSTER_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct HubArgs {
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:2379")]
+    listen: std::net::SocketAddr,
+    /// Where to keep the data.
+    #[arg(long, default_value = "/var/lib/muster/hub")]
+    data_dir: PathBuf,
+}
+
+/// Reads the command line and carries it out.
+pub fn run() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    let client = api::Client::new(cli.endpoint);
+    match cli.command {
+        Command::Agent(file) => {
+            log();
+            daemon()?.block_on(Box::pin(agent::run(load(&file)?.config)))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Hub(args) => {
+            log();
+            daemon()?.block_on(hub(args))
+        }
+        Command::Config(file) => show_config(&load(&file)?),
+        Command::Lab(args) => lab::run(args),
+        command => client_runtime()?.block_on(Box::pin(ask(&client, command))),
+    }
+}
+
+async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::ListMachines(verb) => verb.run(client).await,
+        Command::ListUnits(verb) => verb.run(client).await,
+        Command::ListUnitFiles(verb) => verb.run(client).await,
+        Command::Submit(verb) => verb.run(client).await,
+        Command::Load(verb) => verb.run(client, units::Verb::Load).await,
+        Command::Start(verb) => verb.run(client, units::Verb::Start).await,
+        Command::Stop(verb) => verb.run(client, units::Verb::Stop).await,
+        Command::Unload(verb) => verb.run(client, units::Verb::Unload).await,
+        Command::Destroy(verb) => verb.run(client).await,
+        Command::Cat(verb) => verb.run(client).await,
+        Command::Status(verb) => verb.run(client).await,
+        Command::Journal(verb) => verb.run(client).await,
+        Command::Exec(verb) => verb.run(client).await,
+        Command::Kv(verb) => verb.run().await,
+        Command::Agent(_) | Command::Hub(_) | Command::Config(_) | Command::Lab(_) => {
+            unreachable!("these are no requests")
+        }
+    }
+}
+
+/// Called by the name `etcdctl`: that program's v2 commands, on the hub of this machine's configuration.
+pub fn etcdctl() -> Result<ExitCode> {
+    client_runtime()?.block_on(kv::etcdctl())
+}
+
+fn client_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Two workers: the daemon waits for sockets nearly all the time, and every worker costs memory.
+fn daemon() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// To stderr, which is the journal under systemd: it adds the time itself.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| "info".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if std::env::var_os("JOURNAL_STREAM").is_some() { builder.without_time().init() } else { builder.init() }
+}
+
+async fn hub(args: HubArgs) -> Result<ExitCode> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let config = hub::HubConfig { data_dir: args.data_dir, listen: args.listen, advertise: None, name };
+    let mut hub = hub::Hub::start(config).await?;
+    tracing::info!(address = %hub.address(), "hub serves");
+    tokio::select! {
+        error = hub.finished() => Err(error.into()),
+        signal = tokio::signal::ctrl_c() => {
+            signal?;
+            hub.shutdown().await;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn load(file: &ConfigFile) -> Result<config::Loaded> {
+    config::load(file.config.as_deref(), |name| std::env::var(name).ok())
+}
+
+fn show_config(loaded: &config::Loaded) -> Result<ExitCode> {
+    let rows = config::FIELDS.iter().map(|(field, default)| {
+        let value = config::lookup(&loaded.table, &field.split('.').collect::<Vec<_>>());
+        let from = match loaded.origins.get(*field) {
+            None => "default".to_owned(),
+            Some(config::Origin::File) => "file".to_owned(),
+            Some(config::Origin::Environment(variable)) => variable.clone(),
+        };
+        vec![(*field).to_owned(), value.map_or_else(|| (*default).to_owned(), ToString::to_string), from]
+    });
+    output::table(Some(&["FIELD", "VALUE", "FROM"]), rows)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names as they were typed: braces expanded, directories dropped, `.service` added.
+fn names(arguments: &[String]) -> Result<Vec<(String, UnitName)>> {
+    let mut names = Vec::new();
+    for argument in arguments {
+        for typed in braces::expand(argument) {
+            let name = UnitName::from_argument(&typed).with_context(|| format!("`{typed}`"))?;
+            if !names.iter().any(|(_, known)| *known == name) {
+                names.push((typed, name));
+            }
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,311 @@
+//! `/etc/muster/muster.toml`: one struct a section, every field with a default, unknown fields refused.
+//!
+//! Where a value comes from: a variable `MUSTER_<SECTION>_<FIELD>` (e.g. `MUSTER_HUB_LISTEN`) beats the file,
+//! the file beats the default. `muster config` shows the result and which one won.
+
+use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+use nginx::NginxConfig;
+use serde::{Deserialize, Deserializer};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where the configuration is, unless `--config` or `MUSTER_CONFIG` says otherwise.
+pub const PATH: &str = "/etc/muster/muster.toml";
+/// The API's socket for local root.
+pub const SOCKET: &str = "/run/muster/muster.sock";
+/// What outlives a reboot.
+pub const STATE_DIR: &str = "/var/lib/muster";
+/// What a reboot clears.
+pub const RUN_DIR: &str = "/run/muster";
+
+/// All of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// This machine.
+    pub machine: MachineSection,
+    /// The hub: where it is, or that it is here.
+    pub hub: HubSection,
+    /// The API.
+    pub api: ApiSection,
+    /// The engine, which decides where units run.
+    pub engine: EngineSection,
+    /// The agent, which runs this machine's share.
+    pub agent: AgentSection,
+    /// The cluster network.
+    pub overlay: OverlaySection,
+    /// Outputs for registered services.
+    pub router: RouterSection,
+}
+
+/// `[machine]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct MachineSection {
+    /// Its name; the host name by default.
+    pub name: Option<String>,
+    /// Its address on the machines' network; by default that of the interface with the default route.
+    pub address: Option<Ipv4Addr>,
+    /// `key = "value"` pairs that `MachineMetadata=` selects by.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// `[hub]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct HubSection {
+    /// Where the hub is: the URL of another machine's embedded hub, or those of an etcd v3 cluster. When none is
+    /// given, this machine embeds the hub.
+    pub endpoints: Vec<String>,
+    /// Where the embedded hub listens. Loopback unless you open it.
+    pub listen: SocketAddr,
+    /// Where the embedded hub keeps its data.
+    pub data_dir: PathBuf,
+}
+
+impl Default for HubSection {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379),
+            data_dir: Path::new(STATE_DIR).join("hub"),
+        }
+    }
+}
+
+impl HubSection {
+    /// Whether this machine embeds the hub.
+    pub fn embedded(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
+    /// Where clients on this machine find the hub.
+    pub fn reach(&self) -> Vec<String> {
+        if self.embedded() {
+            let ip = if self.listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.listen.ip() };
+            vec![format!("http://{}", SocketAddr::new(ip, self.listen.port()))]
+        } else {
+            self.endpoints.clone()
+        }
+    }
+}
+
+/// `[api]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ApiSection {
+    /// Where the API listens besides its unix socket, e.g. `0.0.0.0:49153`. Nowhere by default. Other machines
+    /// need it for `status`, `journal` and `exec` of units here.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct EngineSection {
+    /// Whether this machine stands for election as leader.
+    pub enabled: bool,
+}
+
+/// `[agent]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct AgentSection {
+    /// Whether this machine runs units.
+    pub enabled: bool,
+    /// How long after its last sign of life the machine counts as dead, and its units run elsewhere.
+    #[serde(deserialize_with = "duration")]
+    pub lease_ttl: Duration,
+}
+
+/// `[overlay]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct OverlaySection {
+    /// Whether this machine is on the cluster network.
+    pub enabled: bool,
+    /// The cluster network, used when the hub has no network configuration yet.
+    pub network: Ipv4Net,
+    /// The interface, or its address, by which other machines are reached; the default route's by default.
+    pub interface: Option<String>,
+    /// The bridge that containers are on.
+    pub bridge: String,
+}
+
+/// `[router]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RouterSection {
+    /// `[router.nginx]`: look after this machine's nginx.
+    pub nginx: NginxConfig,
+}
+
+impl Default for EngineSection {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+impl Default for AgentSection {
+    fn default() -> Self {
+        Self { enabled: true, lease_ttl: Duration::from_secs(5) }
+    }
+}
+
+impl Default for OverlaySection {
+    fn default() -> Self {
+        let network = Ipv4Net::new(Ipv4Addr::new(10, 1, 0, 0), 16).expect("16 is a prefix length");
+        Self { enabled: true, network, interface: None, bridge: "docker0".to_owned() }
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+/// Who set a value that is not the default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The configuration file.
+    File,
+    /// An environment variable.
+    Environment(String),
+}
+
+/// Every field that a variable can set, with its default as `muster config` shows it.
+pub const FIELDS: [(&str, &str); 21] = [
+    ("machine.name", "the host name"),
+    ("machine.address", "that of the default route's interface"),
+    ("machine.metadata", "{}"),
+    ("hub.endpoints", "[] (this machine embeds the hub)"),
+    ("hub.listen", "\"127.0.0.1:2379\""),
+    ("hub.data-dir", "\"/var/lib/muster/hub\""),
+    ("api.listen", "none but the unix socket"),
+    ("engine.enabled", "true"),
+    ("agent.enabled", "true"),
+    ("agent.lease-ttl", "\"5s\""),
+    ("overlay.enabled", "true"),
+    ("overlay.network", "\"10.1.0.0/16\""),
+    ("overlay.interface", "the default route's"),
+    ("overlay.bridge", "\"docker0\""),
+    ("router.nginx.enabled", "false"),
+    ("router.nginx.listen", "80"),
+    ("router.nginx.ports", "{}"),
+    ("router.nginx.template", "built in"),
+    ("router.nginx.destination", "\"/etc/nginx/conf.d/muster.conf\""),
+    ("router.nginx.main", "\"/etc/nginx/nginx.conf\""),
+    ("router.nginx.pid-file", "\"/run/nginx.pid\""),
+];
+
+/// A configuration and where each of its values comes from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// The merged table.
+    pub table: toml::Table,
+    /// By field; fields that are missing here have their defaults.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// Reads the file, if there is one, and the environment. A file that was asked for by name must exist.
+pub fn load(path: Option<&Path>, environment: impl Fn(&str) -> Option<String>) -> Result<Loaded> {
+    let file = path.unwrap_or_else(|| Path::new(PATH));
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.is_none() => String::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    parse(&text, &file.display().to_string(), environment)
+}
+
+fn parse(text: &str, name: &str, environment: impl Fn(&str) -> Option<String>) -> Result<Loaded> {
+    // Parsed into the struct alone first: errors then name line and column of the file.
+    toml::from_str::<Config>(text).with_context(|| format!("in {name}"))?;
+    let mut table: toml::Table = toml::from_str(text).with_context(|| format!("in {name}"))?;
+    let mut origins = BTreeMap::new();
+    for (field, _) in FIELDS {
+        let parts: Vec<_> = field.split('.').collect();
+        if lookup(&table, &parts).is_some() {
+            origins.insert(field.to_owned(), Origin::File);
+        }
+        let variable = format!("MUSTER_{}", field.replace(['.', '-'], "_").to_uppercase());
+        if let Some(value) = environment(&variable) {
+            set(&mut table, &parts, &value);
+            if let Err(error) = table.clone().try_into::<Config>() {
+                bail!("the variable {variable}={value} does not fit: {}", error.message());
+            }
+            origins.insert(field.to_owned(), Origin::Environment(variable));
+        }
+    }
+    let config: Config = table.clone().try_into().with_context(|| format!("in {name}"))?;
+    Ok(Loaded { config, table, origins })
+}
+
+/// The value at a dotted path.
+pub fn lookup<'a>(table: &'a toml::Table, parts: &[&str]) -> Option<&'a toml::Value> {
+    let (last, sections) = parts.split_last()?;
+    let section = sections.iter().try_fold(table, |table, part| table.get(*part)?.as_table())?;
+    section.get(*last)
+}
+
+/// Sets a field to TOML where the text is TOML, to the text itself where it is not.
+fn set(table: &mut toml::Table, parts: &[&str], text: &str) {
+    let value = toml::from_str::<toml::Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()));
+    let Some((last, sections)) = parts.split_last() else { return };
+    let section = sections.iter().try_fold(table, |table, part| {
+        table.entry(*part).or_insert_with(|| toml::Value::Table(toml::Table::new())).as_table_mut()
+    });
+    if let Some(section) = section {
+        section.insert((*last).to_owned(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str, variables: &[(&str, &str)]) -> Result<Loaded> {
+        let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        parse(text, "muster.toml", find)
+    }
+
+    #[test]
+    fn an_empty_file_is_a_closed_machine_of_its_own() {
+        let config = with("", &[]).expect("valid").config;
+        assert_eq!(config, Config::default());
+        assert!(config.hub.embedded() && config.hub.listen.ip().is_loopback() && config.api.listen.is_none());
+        assert_eq!(config.hub.reach(), ["http://127.0.0.1:2379"]);
+    }
+
+    #[test]
+    fn the_environment_beats_the_file() {
+        let text = "[hub]\nendpoints = [\"http://10.0.0.1:2379\"]\n[agent]\nlease-ttl = \"3s\"\n";
+        let variables = [("MUSTER_AGENT_LEASE_TTL", "9s"), ("MUSTER_ROUTER_NGINX_ENABLED", "true")];
+        let loaded = with(text, &variables).expect("valid");
+        assert_eq!(loaded.config.agent.lease_ttl, Duration::from_secs(9));
+        assert!(loaded.config.router.nginx.enabled);
+        assert_eq!(loaded.origins["hub.endpoints"], Origin::File);
+        assert_eq!(loaded.origins["agent.lease-ttl"], Origin::Environment("MUSTER_AGENT_LEASE_TTL".to_owned()));
+        assert!(!loaded.origins.contains_key("overlay.network"));
+    }
+
+    #[test]
+    fn mistakes_are_shown_with_their_place() {
+        let said = |text| format!("{:#}", with(text, &[]).expect_err(text));
+        let error = said("[hub]\nendpoint = []\n");
+        assert!(error.contains("line 2") && error.contains("unknown field `endpoint`"), "{error}");
+        assert!(said("[agent]\nlease-ttl = 5\n").contains("line 2"));
+        let error = with("", &[("MUSTER_HUB_LISTEN", "here")]).expect_err("no address").to_string();
+        assert!(error.contains("MUSTER_HUB_LISTEN=here"), "{error}");
+    }
+}

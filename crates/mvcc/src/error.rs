@@ -1,0 +1,115 @@
+//! What a store refuses, and how.
+//!
+//! The texts are part of the API: Go clients map errors back by exact text (etcd's `api/v3rpc/rpctypes/error.go`),
+//! kine, Patroni and confd match on it. So a text here never changes, and the gRPC code is data beside it.
+
+use crate::noun::{Revision, RowId};
+
+/// A gRPC status code, by name; the adapter turns it into its own type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// 3: the request is wrong whatever the state.
+    InvalidArgument,
+    /// 5: what the request names does not exist.
+    NotFound,
+    /// 8: a quota is used up.
+    ResourceExhausted,
+    /// 9: the state does not allow it.
+    FailedPrecondition,
+    /// 11: past the end of what is kept.
+    OutOfRange,
+    /// 14: come again later.
+    Unavailable,
+}
+
+/// Why a command was refused. The text is etcd's, to the letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Error {
+    /// A range, put, delete or compare without a key.
+    #[error("etcdserver: key is not provided")]
+    EmptyKey,
+    /// `ignore_value` or `ignore_lease` on a key that does not exist; also a transaction's empty operation.
+    #[error("etcdserver: key not found")]
+    KeyNotFound,
+    /// `ignore_value` together with a value.
+    #[error("etcdserver: value is provided")]
+    ValueProvided,
+    /// `ignore_lease` together with a lease.
+    #[error("etcdserver: lease is provided")]
+    LeaseProvided,
+    /// More than [`MAX_TXN_OPS`](crate::MAX_TXN_OPS) compares or operations, nesting included.
+    #[error("etcdserver: too many operations in txn request")]
+    TooManyOps,
+    /// A transaction puts a key twice, or puts a key that it also deletes.
+    #[error("etcdserver: duplicate key given in txn request")]
+    DuplicateKey,
+    /// A sort order or target outside the enumeration.
+    #[error("etcdserver: invalid sort option")]
+    InvalidSortOption,
+    /// A request above the size limit (1.5 MiB in etcd and in the embedded hub).
+    #[error("etcdserver: request is too large")]
+    RequestTooLarge,
+    /// A revision below the compacted one.
+    #[error("etcdserver: mvcc: required revision has been compacted")]
+    Compacted,
+    /// A revision above the current one.
+    #[error("etcdserver: mvcc: required revision is a future revision")]
+    FutureRevision,
+    /// The store is above its quota.
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
+    /// No lease of that id, or it has expired.
+    #[error("etcdserver: requested lease not found")]
+    LeaseNotFound,
+    /// A grant with the id of a lease that exists.
+    #[error("etcdserver: lease already exists")]
+    LeaseExists,
+    /// A time to live above [`MAX_LEASE_TTL`](crate::MAX_LEASE_TTL).
+    #[error("etcdserver: too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// The server is shutting down.
+    #[error("etcdserver: server stopped")]
+    Stopped,
+}
+
+impl Error {
+    /// The gRPC code that etcd sends with this text.
+    pub fn code(self) -> Code {
+        match self {
+            Self::EmptyKey
+            | Self::KeyNotFound
+            | Self::ValueProvided
+            | Self::LeaseProvided
+            | Self::TooManyOps
+            | Self::DuplicateKey
+            | Self::InvalidSortOption
+            | Self::RequestTooLarge => Code::InvalidArgument,
+            Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
+            Self::NoSpace => Code::ResourceExhausted,
+            Self::LeaseNotFound => Code::NotFound,
+            Self::LeaseExists => Code::FailedPrecondition,
+            Self::Stopped => Code::Unavailable,
+        }
+    }
+}
+
+/// Why records do not make a store. Each means that the storage lost or invented something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// Rows must come in ascending order.
+    #[error("the record of revision {next} follows that of revision {last}")]
+    OutOfOrder {
+        /// The row before.
+        last: RowId,
+        /// The row that should have come earlier.
+        next: RowId,
+    },
+    /// Above the compacted revision every revision has at least one row.
+    #[error("no record of revision {missing}; the next one is {next}")]
+    Missing {
+        /// The revision that is not there.
+        missing: Revision,
+        /// The row found instead.
+        next: RowId,
+    },
+}

@@ -1,0 +1,86 @@
+//! What can go wrong between us and the kernel, as situations that an operator can act on.
+
+use ipnet::Ipv4Net;
+use std::{io, path::PathBuf, process::ExitStatus};
+
+/// Why the kernel's network could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// No netlink socket, or no subscription to changes.
+    #[error("could not open a netlink socket")]
+    Socket(#[source] io::Error),
+    /// The kernel refused.
+    #[error("could not {action}")]
+    Refused {
+        /// What was asked of it.
+        action: String,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's answer makes no sense, or the socket is gone.
+    #[error("could not {action}: {reason}")]
+    Netlink {
+        /// What was asked of it.
+        action: String,
+        /// What came instead of an answer.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error("no answer within {seconds} s from {from}")]
+    Timeout {
+        /// The kernel, or the program that was run.
+        from: String,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// A route to a peer's subnet exists on an interface that is not ours.
+    #[error("{destination} has a route over another interface: remove it, or choose another cluster network")]
+    RouteTaken {
+        /// The peer's subnet.
+        destination: Ipv4Net,
+    },
+    /// There is no such interface.
+    #[error("no interface `{name}`")]
+    NoInterface {
+        /// The name, or the address that no interface has.
+        name: String,
+    },
+    /// No interface was named, and no default route says which to take.
+    #[error("no default route over IPv4: name the interface that reaches the other machines")]
+    NoDefaultRoute,
+    /// The interface has no address that other machines could reach.
+    #[error("interface `{name}` has no global IPv4 address")]
+    NoAddress {
+        /// The interface.
+        name: String,
+    },
+    /// A program could not be run.
+    #[error("could not run `{program}`: is it installed?")]
+    Spawn {
+        /// Which one.
+        program: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A program ran and failed.
+    #[error("`{command}` failed ({status}): {stderr}")]
+    Failed {
+        /// The program and its arguments.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        stderr: String,
+    },
+    /// A file of the kernel's could not be written.
+    #[error("could not write {path}")]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,225 @@
+//! Muster on a lab's machines, installed with the files that a user would install: `packaging/`, one configuration
+//! file a machine, and nothing else. m1 embeds the hub and runs nginx; the others are told where the hub is.
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{DiskFile, Lab, LabConfig, Machine, MachineInfo};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The classic sidekick and the app, as a user has them.
+pub const SOMEAPP: &str = include_str!("../../examples/someapp/someapp@.service");
+/// See [`SOMEAPP`].
+pub const SIDEKICK: &str = include_str!("../../examples/someapp/someapp-discovery@.service");
+const SERVICE: &str = include_str!("../../packaging/muster.service");
+const DOCKER: &str = include_str!("../../packaging/docker.service.d-muster.conf");
+
+/// Nothing on the lab takes longer, however busy the box is.
+pub const DEADLINE: Duration = Duration::from_secs(90);
+
+/// A running cluster.
+pub struct Cluster {
+    /// Its machines.
+    pub lab: Lab,
+}
+
+/// Where the programs that were built are: beside the one that runs.
+fn built() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find the running program")?;
+    let directory = own.parent().context("it is in no directory")?;
+    let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    for program in ["muster", "someapp"] {
+        ensure!(
+            directory.join(program).is_file(),
+            "{} was not built: use `make demo` or `make test`, which build it first",
+            directory.join(program).display()
+        );
+    }
+    Ok(directory.to_owned())
+}
+
+/// The directory that machines see as /usr/local/bin: muster, and the name by which the sidekick calls it.
+pub fn programs() -> Result<PathBuf> {
+    let built = built()?;
+    let bin = built.join("lab-bin");
+    fs::create_dir_all(&bin)?;
+    // By renaming, because machines that are up may be running the old one.
+    let staged = bin.join(".muster.new");
+    fs::copy(built.join("muster"), &staged)?;
+    fs::rename(&staged, bin.join("muster"))?;
+    if fs::symlink_metadata(bin.join("etcdctl")).is_err() {
+        std::os::unix::fs::symlink("muster", bin.join("etcdctl"))?;
+    }
+    Ok(bin)
+}
+
+impl Cluster {
+    /// Boots `machines` machines as the lab `name`, from scratch, and waits until all of them are in the cluster
+    /// and have the app's image.
+    pub fn up(name: &str, network: [u8; 3], machines: usize) -> Result<Self> {
+        lab::down(name)?;
+        let config = LabConfig {
+            name: name.to_owned(),
+            network,
+            bin: Some(programs()?),
+            files: vec![
+                DiskFile::new("/etc/systemd/system/muster.service", SERVICE),
+                DiskFile::new("/etc/systemd/system/docker.service.d/muster.conf", DOCKER),
+                DiskFile::new("/root/someapp@.service", SOMEAPP),
+                DiskFile::new("/root/someapp-discovery@.service", SIDEKICK),
+            ],
+            links: vec![(
+                "/etc/systemd/system/multi-user.target.wants/muster.service".to_owned(),
+                "/etc/systemd/system/muster.service".to_owned(),
+            )],
+            machine_files: Some(Arc::new(files)),
+            needs: vec![
+                ("nginx".to_owned(), "nginx-light".to_owned()),
+                ("curl".to_owned(), "curl".to_owned()),
+                ("iptables".to_owned(), "iptables".to_owned()),
+            ],
+            ..LabConfig::default()
+        };
+        let lab = Lab::up(machines, config)?;
+        let cluster = Self { lab };
+        cluster.m1().exec_ok(&["systemctl", "start", "nginx.service"])?;
+        cluster.load_someapp()?;
+        eventually("all machines are in the cluster", || Ok(cluster.list("machines")?.len() == machines))?;
+        Ok(cluster)
+    }
+
+    /// The first machine: hub, nginx, and where commands are typed.
+    pub fn m1(&self) -> Machine {
+        self.lab.machine("m1").expect("every cluster has an m1")
+    }
+
+    /// Imports the app's image into every machine's Docker: one static program and nothing else.
+    fn load_someapp(&self) -> Result<()> {
+        let tar = Command::new("tar")
+            .args(["--create", "--owner=0", "--group=0", "--file=-", "--directory"])
+            .arg(built()?)
+            .arg("someapp")
+            .output()
+            .context("cannot run tar")?;
+        ensure!(tar.status.success(), "tar failed: {}", String::from_utf8_lossy(&tar.stderr));
+        let import = |machine: Machine| -> Result<()> {
+            let change = "ENTRYPOINT [\"/someapp\"]";
+            let command = ["docker", "import", "--change", change, "-", "someapp:latest"];
+            let mut child = machine.command(&command)?.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+            std::io::Write::write_all(&mut child.stdin.take().context("stdin is piped")?, &tar.stdout)?;
+            ensure!(child.wait()?.success(), "docker import failed on {}", machine.name());
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let imports: Vec<_> =
+                self.lab.machines().into_iter().map(|machine| scope.spawn(|| import(machine))).collect();
+            imports.into_iter().try_for_each(|import| import.join().expect("an import does not panic"))
+        })
+    }
+
+    /// A command on m1, in a shell, in the directory with the unit files.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        Ok(self.m1().exec_ok(&["sh", "-c", &format!("cd /root && {script}")])?)
+    }
+
+    /// `muster …` on m1; its stdout.
+    pub fn muster(&self, arguments: &[&str]) -> Result<String> {
+        let command: Vec<_> = ["muster"].iter().chain(arguments).copied().collect();
+        Ok(self.m1().exec_ok(&command)?)
+    }
+
+    /// The rows of `machines` or `units`, as JSON.
+    pub fn list(&self, what: &str) -> Result<Vec<serde_json::Value>> {
+        let verb = format!("list-{what}");
+        let answer: serde_json::Value = serde_json::from_str(&self.muster(&[&verb, "--output", "json"])?)?;
+        answer[what].as_array().cloned().with_context(|| format!("{verb} gave no {what}"))
+    }
+
+    /// Where units run and how: unit, machine's name, active state.
+    pub fn units(&self) -> Result<Vec<Running>> {
+        let mut running = Vec::new();
+        for unit in self.list("units")? {
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            for on in unit["machines"].as_array().into_iter().flatten() {
+                running.push(Running {
+                    unit: text(&unit["name"]),
+                    machine: text(&on["name"]),
+                    active: text(&on["state"]["active"]),
+                    scheduled: on["scheduled"].as_bool().unwrap_or_default(),
+                });
+            }
+        }
+        Ok(running)
+    }
+
+    /// The machine on which `unit` is active.
+    pub fn home(&self, unit: &str) -> Result<Option<Machine>> {
+        let found = self.units()?.into_iter().find(|row| row.unit == unit && row.active == "active" && row.scheduled);
+        Ok(found.map(|row| self.lab.machine(&row.machine)).transpose()?)
+    }
+
+    /// The keys under `/services/someapp/upstream/`, with their values.
+    pub fn upstreams(&self) -> Result<Vec<(String, String)>> {
+        let keys = self.sh("muster kv ls --recursive /services 2>/dev/null | grep /upstream/ || true")?;
+        keys.lines().map(|key| Ok((key.to_owned(), self.muster(&["kv", "get", key])?))).collect()
+    }
+
+    /// The load balancer's page, asked for from outside the cluster.
+    pub fn page(&self) -> Result<String> {
+        let url = format!("http://{}/", self.m1().address());
+        Ok(self.lab.outside().exec_ok(&["curl", "--silent", "--fail", "--max-time", "5", &url])?)
+    }
+}
+
+/// A unit on a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its name.
+    pub unit: String,
+    /// The machine's name; empty when the machine is gone.
+    pub machine: String,
+    /// systemd's ActiveState.
+    pub active: String,
+    /// Whether it is to run there.
+    pub scheduled: bool,
+}
+
+/// The machine's own configuration.
+fn files(machine: &MachineInfo) -> Vec<DiskFile> {
+    let (_, first) = machine.machines.first().expect("a lab has a machine");
+    let hub = match machine.number {
+        1 => "[hub]\nlisten = \"0.0.0.0:2379\"\n\n[router.nginx]\nenabled = true\n".to_owned(),
+        _ => format!("[hub]\nendpoints = [\"http://{first}:2379\"]\n"),
+    };
+    let address = machine.address;
+    let text = format!("[machine]\naddress = \"{address}\"\n\n[api]\nlisten = \"{address}:49153\"\n\n{hub}");
+    vec![DiskFile::new("/etc/muster/muster.toml", text)]
+}
+
+/// Waits until `check` holds; fails after [`DEADLINE`] with the last thing that `check` said.
+pub fn eventually(what: &str, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let outcome = check();
+        if matches!(outcome, Ok(true)) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            match outcome {
+                Err(error) => return Err(error.context(format!("not within {} s: {what}", DEADLINE.as_secs()))),
+                Ok(_) => bail!("not within {} s: {what}", DEADLINE.as_secs()),
+            }
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The path of a file in the machine's root, for reading it from outside.
+pub fn on_disk(machine: &Machine, path: &str) -> PathBuf {
+    machine.root().join(Path::new(path).strip_prefix("/").unwrap_or_else(|_| Path::new(path)))
+}
