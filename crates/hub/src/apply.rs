@@ -297,6 +297,6 @@ fn puts(txn: &TxnRequest) -> bool {
     txn.success.iter().chain(&txn.failure).any(|op| match op {
         RequestOp::Put(_) => true,
         RequestOp::Txn(nested) => puts(nested),
-        RequestOp::Range(_) | RequestOp::DeleteRange(_) | RequestOp::Empty => false,
+        RequestOp::Range(_) | RequestOp::DeleteRange(_) | RequestOp::Refused(_) => false,
     })
 }

@@ -79,23 +79,25 @@ pub(crate) fn delete_request(request: pb::PbDeleteRequest) -> DeleteRangeRequest
     }
 }
 
-pub(crate) fn txn_request(request: pb::PbTxnRequest) -> Result<TxnRequest, Error> {
-    Ok(TxnRequest {
+pub(crate) fn txn_request(request: pb::PbTxnRequest) -> TxnRequest {
+    TxnRequest {
         compare: request.compare.into_iter().map(compare).collect(),
-        success: request.success.into_iter().map(request_op).collect::<Result<_, _>>()?,
-        failure: request.failure.into_iter().map(request_op).collect::<Result<_, _>>()?,
-    })
+        success: request.success.into_iter().map(request_op).collect(),
+        failure: request.failure.into_iter().map(request_op).collect(),
+    }
 }
 
-fn request_op(op: pb::PbTxnRequestOp) -> Result<RequestOp, Error> {
+fn request_op(op: pb::PbTxnRequestOp) -> RequestOp {
     use pb::PbTxnOpRequest as Op;
-    Ok(match op.request {
-        Some(Op::RequestRange(request)) => RequestOp::Range(range_request(request)?),
+    match op.request {
+        Some(Op::RequestRange(request)) => {
+            range_request(request).map_or_else(RequestOp::Refused, RequestOp::Range)
+        }
         Some(Op::RequestPut(request)) => RequestOp::Put(put_request(request)),
         Some(Op::RequestDeleteRange(request)) => RequestOp::DeleteRange(delete_request(request)),
-        Some(Op::RequestTxn(request)) => RequestOp::Txn(txn_request(request)?),
-        None => RequestOp::Empty,
-    })
+        Some(Op::RequestTxn(request)) => RequestOp::Txn(txn_request(request)),
+        None => RequestOp::Refused(Error::KeyNotFound), // etcd's words
+    }
 }
 
 fn compare(compare: pb::PbCompare) -> Compare {

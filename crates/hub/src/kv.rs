@@ -76,7 +76,7 @@ impl pb::PbKvService for KvService {
         request: tonic::Request<pb::PbTxnRequest>,
     ) -> Result<Response<pb::PbTxnResponse>, Status> {
         check_size(request.get_ref())?;
-        let request = convert::txn_request(request.into_inner()).map_err(status)?;
+        let request = convert::txn_request(request.into_inner());
         let response = self.queue.ask(|reply| Request::Txn(request, reply)).await?;
         let header = self.identity.header(response.revision);
         Ok(Response::new(convert::txn_response(response, header)))

@@ -283,10 +283,13 @@ impl Watchers {
         let revision = store.revision();
         match kind {
             WatchKind::Create { id: wanted, watcher, start, progress_notify, fragment } => {
-                let watch_id = match stream.choose_id(wanted) {
-                    Ok(_) if watcher.range.is_empty() => Err("mvcc: watcher range is empty".to_owned()),
-                    Ok(_) if start.0 < 0 => Err(mvcc::Error::Compacted.to_string()),
-                    other => other,
+                // A refused watcher uses up no id.
+                let watch_id = if watcher.range.is_empty() {
+                    Err("mvcc: watcher range is empty".to_owned())
+                } else if start.0 < 0 {
+                    Err(mvcc::Error::Compacted.to_string())
+                } else {
+                    stream.choose_id(wanted)
                 };
                 let watch_id = match watch_id {
                     Ok(watch_id) => watch_id,

@@ -244,3 +244,19 @@ fn names(arguments: &[String]) -> Result<Vec<(String, UnitName)>> {
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_every_verb_has_an_example() {
+        super::kv::command().debug_assert();
+        let command = super::Cli::command();
+        command.clone().debug_assert();
+        for verb in command.get_subcommands() {
+            let help = verb.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "`muster {} --help` has no example", verb.get_name());
+        }
+    }
+}

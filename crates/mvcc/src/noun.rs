@@ -138,6 +138,11 @@ impl KeyRange {
         self.end == End::Single
     }
 
+    /// Whether the range goes on to the last key.
+    pub fn is_unbounded(&self) -> bool {
+        self.end == End::Unbounded
+    }
+
     /// Whether no key can belong to the range (`range_end` at or before `key`).
     pub fn is_empty(&self) -> bool {
         matches!(&self.end, End::Before(end) if *end <= self.start)

@@ -3,6 +3,7 @@
 //! Each response carries the revision that etcd puts into its header. Invariant: nothing here checks anything; the
 //! store does, so that a request from a test and one from the wire meet the same rules.
 
+use crate::error::Error;
 use crate::noun::{KeyRange, KeyValue, LeaseId, Revision};
 use bytes::Bytes;
 
@@ -220,8 +221,9 @@ pub enum RequestOp {
     DeleteRange(DeleteRangeRequest),
     /// A transaction within the transaction.
     Txn(TxnRequest),
-    /// An operation without content; refused.
-    Empty,
+    /// Nothing that could be done: the wire had no operation, or one with a number outside its enumeration. Refused
+    /// with this error when its turn to be checked comes.
+    Refused(Error),
 }
 
 /// If all compares hold do one list of operations, else the other; in one revision.

@@ -66,7 +66,7 @@ fn check_ops(txn: &TxnRequest, budget: usize) -> Result<(), Error> {
             RequestOp::Put(request) => check_put(request)?,
             RequestOp::DeleteRange(request) => check_delete(request)?,
             RequestOp::Txn(nested) => check_ops(nested, left)?,
-            RequestOp::Empty => return Err(Error::KeyNotFound),
+            RequestOp::Refused(error) => return Err(*error),
         }
     }
     Ok(())
@@ -84,13 +84,17 @@ impl<'a> Footprint<'a> {
         if !self.puts.insert(key) { Err(Error::DuplicateKey) } else { Ok(()) }
     }
 
+    /// etcd's interval tree takes the zero byte that means "no end" for an end before the start, so a deletion of
+    /// everything from a key on overlaps nothing. Clients may count on it: replacing all keys in one transaction works.
     fn check_deletes(&self, key: &[u8]) -> Result<(), Error> {
-        if self.deletes.iter().any(|range| range.contains(key)) { Err(Error::DuplicateKey) } else { Ok(()) }
+        let overlap = self.deletes.iter().any(|range| !range.is_unbounded() && range.contains(key));
+        if overlap { Err(Error::DuplicateKey) } else { Ok(()) }
     }
 }
 
-/// No key is put twice or both put and deleted, in any combination of branches that can run together. The order of
-/// the steps is that of etcd's `checkIntervals`: deletions of this level, then nested transactions, then puts.
+/// No key is put twice or both put and deleted, in any combination of branches that can run together; with the gaps
+/// that etcd's `checkIntervals` has, whose steps these are: deletions of this level, nested transactions, puts. So a
+/// key can still change more than once in a revision.
 fn check_overlaps(ops: &[RequestOp]) -> Result<Footprint<'_>, Error> {
     let mut seen = Footprint::default();
     for op in ops {
@@ -191,7 +195,7 @@ impl Plan {
                     Some(plan) => ResponseOp::Txn(plan.run(inner, write)),
                     None => continue,
                 },
-                RequestOp::Empty => continue, // refused by `check`
+                RequestOp::Refused(_) => continue, // by `check`, before
             });
         }
         TxnResponse { revision: Revision(0), succeeded: self.succeeded, responses }

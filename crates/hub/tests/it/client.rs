@@ -1,9 +1,9 @@
 //! KV, leases, cluster and maintenance through etcd-client.
 
-use crate::{Fixture, connect, config, eventually, open, refusal, soon};
+use crate::{Fixture, config, connect, eventually, open, refusal, soon};
 use etcd_client::{
-    Compare, CompareOp, DeleteOptions, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse,
+    Compare, CompareOp, DeleteOptions, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions,
+    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
 };
 use hub::{Hub, HubError};
 use std::time::{Duration, Instant};
@@ -22,7 +22,8 @@ async fn put_get_delete() {
     for key in ["b", "c"] {
         client.put(key, "x", None).await.unwrap();
     }
-    let options = GetOptions::new().with_all_keys().with_sort(SortTarget::Key, SortOrder::Descend).with_limit(2);
+    let options =
+        GetOptions::new().with_all_keys().with_sort(SortTarget::Key, SortOrder::Descend).with_limit(2);
     let get = client.get("", Some(options)).await.unwrap();
     let keys: Vec<_> = get.kvs().iter().map(|kv| kv.key_str().unwrap()).collect();
     assert_eq!((keys, get.more(), get.count()), (vec!["c", "b"], true, 3));
@@ -96,7 +97,10 @@ async fn a_transaction() {
         .and_then(vec![TxnOp::put("b", "new", None)])
         .or_else(vec![TxnOp::put("b", "old", None)]);
     let txn = Txn::new()
-        .when(vec![Compare::value("a", CompareOp::Equal, "1"), Compare::mod_revision("a", CompareOp::Equal, 2)])
+        .when(vec![
+            Compare::value("a", CompareOp::Equal, "1"),
+            Compare::mod_revision("a", CompareOp::Equal, 2),
+        ])
         .and_then(vec![TxnOp::put("a", "2", None), TxnOp::get("a", None), TxnOp::txn(inner)])
         .or_else(vec![TxnOp::delete("a", None)]);
     let done = client.txn(txn.clone()).await.unwrap();
@@ -126,10 +130,7 @@ async fn a_lease_lives_and_dies() {
     keeper.keep_alive().await.unwrap();
     let kept = Instant::now();
     assert_eq!(soon(alive.message()).await.unwrap().unwrap().ttl(), 2);
-    let left = client
-        .lease_time_to_live(id, Some(LeaseTimeToLiveOptions::new().with_keys()))
-        .await
-        .unwrap();
+    let left = client.lease_time_to_live(id, Some(LeaseTimeToLiveOptions::new().with_keys())).await.unwrap();
     assert_eq!((left.granted_ttl(), left.keys()), (2, &[b"mine".to_vec()][..]));
     assert!((0..=2).contains(&left.ttl()));
 

@@ -167,7 +167,8 @@ async fn progress_is_honest() {
         let (mut seen, mut told) = (0, 0);
         while told == 0 {
             let answer = next(&mut stream).await;
-            seen = seen.max(answer.events().iter().map(|e| e.kv().unwrap().mod_revision()).max().unwrap_or(0));
+            seen =
+                seen.max(answer.events().iter().map(|e| e.kv().unwrap().mod_revision()).max().unwrap_or(0));
             if answer.watch_id() == -1 {
                 told = answer.header().unwrap().revision();
             }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// After a refusal: how long until it is tried again although nothing changed.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(store: Store, mut nginx: Nginx) -> Result<()> {
     let (start, pace) = (Instant::now(), Pace::default());

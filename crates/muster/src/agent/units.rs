@@ -51,6 +51,9 @@ pub(super) struct Units {
     seen: BTreeMap<UnitName, State>,
     errors: BTreeMap<UnitName, String>,
     busy: BTreeSet<UnitName>,
+    /// Units that were asked to start, and whether the job has ended. Until their state was read after that, an
+    /// "inactive" is from before the start.
+    starting: BTreeMap<UnitName, bool>,
     /// Failed asks: how many in a row, and not before when the next.
     failures: BTreeMap<UnitName, (u32, Instant)>,
     /// Units whose state must be read, and those being read.
@@ -97,6 +100,7 @@ impl Units {
             seen: BTreeMap::new(),
             errors: BTreeMap::new(),
             busy: BTreeSet::new(),
+            starting: BTreeMap::new(),
             failures: BTreeMap::new(),
             reading: BTreeSet::new(),
             tasks: JoinSet::new(),
@@ -133,7 +137,10 @@ impl Units {
                     None => bail!("the connection to systemd was lost"),
                 },
                 Some(finished) = self.tasks.join_next() => self.finished(finished?),
-                _ = resync.tick() => self.stale.extend(self.known().cloned().collect::<Vec<_>>()),
+                _ = resync.tick() => {
+                    self.stale.extend(self.known().cloned().collect::<Vec<_>>());
+                    self.starting.values_mut().for_each(|ended| *ended = true);
+                }
                 () = sleep_until(retry), if retry.is_some() => {}
             }
         }
@@ -192,10 +199,7 @@ impl Units {
         let ours = |units: &Self, unit: &UnitName| units.known().any(|known| known == unit);
         match event {
             Event::State { unit, load, active, sub } if ours(self, &unit) => {
-                if self.reading.remove(&unit) {
-                    // The answer under way may be older than this signal.
-                    self.stale.insert(unit.clone());
-                }
+                self.distrust_reading(&unit);
                 let state = self.seen.entry(unit).or_insert_with(|| State {
                     load: "loaded".to_owned(),
                     active: "inactive".to_owned(),
@@ -219,12 +223,23 @@ impl Units {
                     }
                     _ => {}
                 }
+                if let Some(ended) = self.starting.get_mut(&unit) {
+                    *ended = true;
+                }
+                self.distrust_reading(&unit);
                 self.stale.insert(unit);
             }
             Event::Gone { unit } if ours(self, &unit) => {
                 self.stale.insert(unit);
             }
             _ => {}
+        }
+    }
+
+    /// The answer under way may be older than what systemd just said.
+    fn distrust_reading(&mut self, unit: &UnitName) {
+        if self.reading.remove(unit) {
+            self.stale.insert(unit.clone());
         }
     }
 
@@ -265,8 +280,7 @@ impl Units {
                 }
                 (Ask::Start, Some(wanted)) => {
                     let launch = wanted.launch;
-                    // Until systemd says so itself; it was asked, so it is no longer merely inactive.
-                    self.pretend(&unit, Activity::Dead, "activating");
+                    self.starting.insert(unit.clone(), false);
                     info!(%unit, "start");
                     let systemd = self.systemd.clone();
                     self.tasks.spawn(async move {
@@ -275,7 +289,10 @@ impl Units {
                     });
                 }
                 (Ask::Stop, _) => {
-                    self.pretend(&unit, Activity::Alive, "deactivating");
+                    // Until systemd says so itself, so that it is not asked twice.
+                    if let Some(state) = self.seen.get_mut(&unit) {
+                        state.active = "deactivating".to_owned();
+                    }
                     info!(%unit, "stop");
                     let systemd = self.systemd.clone();
                     self.tasks.spawn(async move {
@@ -299,14 +316,6 @@ impl Units {
             info!(units = unload.len(), "unload");
             let task = unload_units(self.systemd.clone(), self.directory.clone(), unload);
             self.tasks.spawn(async move { Finished::Unloaded(task.await) });
-        }
-    }
-
-    fn pretend(&mut self, unit: &UnitName, before: Activity, active: &str) {
-        if let Some(state) = self.seen.get_mut(unit)
-            && Activity::from_active_state(&state.active) == before
-        {
-            state.active = active.to_owned();
         }
     }
 
@@ -334,6 +343,7 @@ impl Units {
                             self.succeeded(&unit);
                             self.done.remove(&unit);
                             self.seen.remove(&unit);
+                            self.starting.remove(&unit);
                             self.stale.remove(&unit);
                         }
                         Err(error) => self.failed(unit, &error),
@@ -352,6 +362,7 @@ impl Units {
                         self.note();
                     }
                     Err(error) => {
+                        self.starting.remove(&unit);
                         self.stale.insert(unit.clone());
                         self.failed(unit, &error.to_string());
                     }
@@ -371,6 +382,7 @@ impl Units {
                 let asked = std::mem::take(&mut self.reading);
                 match outcome {
                     Ok(mut states) => {
+                        self.starting.retain(|unit, ended| !(*ended && asked.contains(unit)));
                         let states = asked.into_iter().filter_map(|unit| {
                             let state = states.remove(&unit)?;
                             Some((unit, state))
@@ -416,12 +428,18 @@ impl Units {
             let word = |word: fn(&State) -> &String, otherwise: &str| {
                 seen.map_or_else(|| otherwise.to_owned(), |state| word(state).clone())
             };
+            let dead = seen.is_none_or(|state| Activity::from_active_state(&state.active) == Activity::Dead);
+            let active = if dead && self.starting.contains_key(unit) {
+                "activating".to_owned()
+            } else {
+                word(|s| &s.active, "inactive")
+            };
             Some((
                 unit.clone(),
                 UnitState {
                     v: RECORD_VERSION,
                     load: if done.is_some() { word(|s| &s.load, "loaded") } else { "error".to_owned() },
-                    active: word(|s| &s.active, "inactive"),
+                    active,
                     sub: word(|s| &s.sub, "dead"),
                     hash: done.map(|done| done.hash.clone()).unwrap_or_default(),
                     launch: done.map_or(0, |done| done.launch),

@@ -26,8 +26,9 @@ const EXISTS: u32 = 105;
 
 #[derive(Args)]
 pub struct Kv {
-    #[command(flatten)]
-    hub: HubArgs,
+    /// Where the hub is, e.g. http://10.0.0.1:2379; by default where this machine's configuration says.
+    #[arg(long, env = "ETCDCTL_ENDPOINTS", value_delimiter = ',', global = true)]
+    hub: Vec<String>,
     #[command(subcommand)]
     command: KvCommand,
 }
@@ -36,20 +37,11 @@ pub struct Kv {
 #[derive(Parser)]
 #[command(name = "etcdctl", version, disable_help_subcommand = true)]
 struct Etcdctl {
-    #[command(flatten)]
-    hub: HubArgs,
-    #[command(subcommand)]
-    command: KvCommand,
-}
-
-#[derive(Args)]
-struct HubArgs {
     /// Where the hub is; by default where this machine's configuration says.
     #[arg(
         long,
         short = 'C',
-        alias = "endpoint",
-        alias = "peers",
+        aliases = ["endpoint", "peers"],
         env = "ETCDCTL_ENDPOINTS",
         value_delimiter = ',',
         global = true
@@ -58,6 +50,8 @@ struct HubArgs {
     /// Accepted for old scripts: there is nothing to synchronise.
     #[arg(long, global = true, hide = true)]
     no_sync: bool,
+    #[command(subcommand)]
+    command: KvCommand,
 }
 
 #[derive(Subcommand)]
@@ -168,6 +162,13 @@ impl Kv {
     }
 }
 
+/// The command line of `etcdctl`, for checking it.
+#[cfg(test)]
+pub fn command() -> clap::Command {
+    use clap::CommandFactory;
+    Etcdctl::command()
+}
+
 /// The whole of `etcdctl`.
 pub async fn etcdctl() -> Result<ExitCode> {
     if std::env::var("ETCDCTL_API").is_ok_and(|version| version != "2") {
@@ -177,12 +178,12 @@ pub async fn etcdctl() -> Result<ExitCode> {
         );
     }
     let etcdctl = Etcdctl::parse();
-    carry_out(&etcdctl.hub, etcdctl.command).await
+    carry_out(&etcdctl.endpoints, etcdctl.command).await
 }
 
-async fn carry_out(hub: &HubArgs, command: KvCommand) -> Result<ExitCode> {
-    let endpoints = match hub.endpoints.is_empty() {
-        false => hub.endpoints.iter().map(|endpoint| with_scheme(endpoint)).collect(),
+async fn carry_out(endpoints: &[String], command: KvCommand) -> Result<ExitCode> {
+    let endpoints = match endpoints.is_empty() {
+        false => endpoints.iter().map(|endpoint| with_scheme(endpoint)).collect(),
         true => config::load(None, |name| std::env::var(name).ok())?.config.hub.reach(),
     };
     let store = Store::connect(&endpoints).await?;

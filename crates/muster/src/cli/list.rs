@@ -69,11 +69,12 @@ impl TableArgs {
 
 impl ListMachines {
     pub async fn run(self, client: &Client) -> Result<ExitCode> {
-        let list = client.machines().await?;
+        let mut list = client.machines().await?;
         if self.table.output == Format::Json {
             output::json(&list)?;
             return Ok(ExitCode::SUCCESS);
         }
+        list.machines.sort_by(|a, b| a.name.cmp(&b.name));
         let columns: [Column<Machine>; 6] = [
             ("machine", |machine, full| short(machine.id.as_str(), full)),
             ("name", |machine, _| machine.name.clone()),

@@ -173,7 +173,7 @@ fn collect<'a>(txn: &'a TxnRequest, puts: &mut Vec<&'a PutRequest>, deletes: &mu
             RequestOp::Put(put) => puts.push(put),
             RequestOp::DeleteRange(delete) => deletes.push(&delete.range),
             RequestOp::Txn(nested) => collect(nested, puts, deletes),
-            RequestOp::Range(_) | RequestOp::Empty => {}
+            RequestOp::Range(_) | RequestOp::Refused(_) => {}
         }
     }
 }
@@ -203,7 +203,7 @@ fn run(txn: &TxnRequest, past: &[Keys], keys: &mut Keys, main: i64, answers: &mu
                 answers.push(Answer::Range(kvs, more, count));
                 false
             }
-            RequestOp::Empty => false,
+            RequestOp::Refused(_) => false,
         };
     }
     changed

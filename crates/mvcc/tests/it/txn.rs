@@ -2,8 +2,8 @@
 
 use crate::{delete, put, range, show};
 use mvcc::{
-    Compare, CompareOp, CompareTarget, DeleteRangeRequest, Error, KeyRange, LeaseId, PutRequest, RequestOp,
-    ResponseOp, Revision, Store, TxnRequest,
+    Compare, CompareOp, CompareTarget, DeleteRangeRequest, Error, EventKind, KeyRange, LeaseId, PutRequest,
+    RequestOp, ResponseOp, Revision, Store, TxnRequest,
 };
 
 fn put_op(key: &'static str, value: &'static str) -> RequestOp {
@@ -153,7 +153,6 @@ fn a_key_is_changed_once() {
         vec![put_op("a", "1"), put_op("a", "2")],
         vec![put_op("b", "1"), delete_op("a", "c")],
         vec![delete_op("a", "c"), put_op("b", "1")],
-        vec![delete_op("a", "\0"), put_op("b", "1")],
         vec![put_op("a", "1"), nested(vec![put_op("a", "2")], vec![])],
         vec![put_op("a", "1"), nested(vec![], vec![put_op("a", "2")])],
         vec![nested(vec![put_op("a", "1")], vec![]), nested(vec![], vec![put_op("a", "2")])],
@@ -170,6 +169,7 @@ fn a_key_is_changed_once() {
     }
     let accepted = [
         vec![delete_op("a", ""), delete_op("a", "c")],
+        vec![delete_op("a", "\0"), put_op("b", "1")], // etcd overlooks it
         vec![nested(vec![put_op("a", "1")], vec![put_op("a", "2")])],
     ];
     for ops in accepted {
@@ -205,13 +205,25 @@ fn whatever_is_refused_is_refused_before_the_first_write() {
         (RequestOp::Put(PutRequest::new("x", "1").with_lease(LeaseId(7))), Error::LeaseNotFound),
         (RequestOp::Put(PutRequest { ignore_value: true, ..PutRequest::new("x", "") }), Error::KeyNotFound),
         (RequestOp::Range(future), Error::FutureRevision),
-        (RequestOp::Empty, Error::KeyNotFound),
+        (RequestOp::Refused(Error::InvalidSortOption), Error::InvalidSortOption),
         (put_op("", "1"), Error::EmptyKey),
-        (RequestOp::Txn(then(vec![RequestOp::Empty])), Error::KeyNotFound),
+        (RequestOp::Txn(then(vec![RequestOp::Refused(Error::KeyNotFound)])), Error::KeyNotFound),
     ] {
         assert_eq!(store.txn(then(vec![put_op("w", "1"), last])).unwrap_err(), error);
         assert_eq!(store, before);
     }
+}
+
+#[test]
+fn everything_can_be_replaced_in_one_revision() {
+    let mut store = Store::new();
+    put(&mut store, "a", "0");
+    put(&mut store, "a", "1");
+    let applied = store.txn(then(vec![delete_op("\0", "\0"), put_op("a", "2")])).unwrap();
+    let kinds: Vec<_> = applied.events.unwrap().events.iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [EventKind::Delete, EventKind::Put]);
+    let kv = store.range(&range("a", "")).unwrap().kvs.remove(0);
+    assert_eq!((kv.create_revision.0, kv.mod_revision.0, kv.version), (4, 4, 1), "a new life");
 }
 
 #[test]
