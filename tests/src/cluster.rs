@@ -19,6 +19,9 @@ pub const SIDEKICK: &str = include_str!("../../examples/someapp/someapp-discover
 const SERVICE: &str = include_str!("../../packaging/muster.service");
 const DOCKER: &str = include_str!("../../packaging/docker.service.d-muster.conf");
 
+/// All of the cluster network, as the default configuration has it.
+pub const NETWORK: &str = "10.1.0.0/16";
+
 /// Nothing on the lab takes longer, however busy the box is.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 

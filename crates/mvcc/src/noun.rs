@@ -207,7 +207,7 @@ pub struct Event {
     pub kind: EventKind,
     /// The key after the change; for a delete only `key` and `mod_revision`.
     pub kv: KeyValue,
-    /// The key at the revision before; none if it did not exist or that revision is compacted.
+    /// The key at the revision before; none if the event creates it or that revision is compacted.
     pub prev_kv: Option<KeyValue>,
 }
 

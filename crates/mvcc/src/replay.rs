@@ -129,6 +129,7 @@ fn event(store: &Store, key: &Bytes, version: &Version) -> Event {
         let kv = KeyValue { key: key.clone(), mod_revision: main, ..KeyValue::default() };
         Event { kind: EventKind::Delete, kv, prev_kv }
     } else {
+        let prev_kv = prev_kv.filter(|_| version.version > 1); // a creation has nothing before it
         Event { kind: EventKind::Put, kv: version.key_value(key), prev_kv }
     }
 }

@@ -94,7 +94,9 @@ impl Store {
     /// Writes a key.
     pub fn put(&mut self, request: PutRequest) -> Result<Applied<PutResponse>, Error> {
         txn::check_put(&request)?;
-        self.check_put_state(&request)?;
+        // In a transaction etcd checks the other way round.
+        self.check_lease(&request)?;
+        self.check_kept(&request)?;
         Ok(self.write(|write| write.put(request)))
     }
 
@@ -249,12 +251,17 @@ impl Store {
         Ok(asked)
     }
 
-    pub(crate) fn check_put_state(&self, request: &PutRequest) -> Result<(), Error> {
-        if (request.ignore_value || request.ignore_lease)
-            && self.index.get(&request.key, self.revision).is_none()
-        {
+    /// Whether the key is there if the put needs what it has.
+    pub(crate) fn check_kept(&self, request: &PutRequest) -> Result<(), Error> {
+        let keeps = request.ignore_value || request.ignore_lease;
+        if keeps && self.index.get(&request.key, self.revision).is_none() {
             return Err(Error::KeyNotFound);
         }
+        Ok(())
+    }
+
+    /// Whether the put's lease is there.
+    pub(crate) fn check_lease(&self, request: &PutRequest) -> Result<(), Error> {
         if !request.lease.is_none() && self.leases.get(request.lease).is_none() {
             return Err(Error::LeaseNotFound);
         }

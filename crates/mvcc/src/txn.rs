@@ -138,10 +138,14 @@ impl Plan {
     pub(crate) fn make(store: &Store, txn: &TxnRequest) -> Result<Self, Error> {
         let plan = Self::path(store, txn);
         plan.check(txn, &mut |op| match op {
-            RequestOp::Put(request) => store.check_put_state(request),
+            RequestOp::Put(request) => store.check_kept(request).and_then(|()| store.check_lease(request)),
             _ => Ok(()),
         })?;
         plan.check(txn, &mut |op| match op {
+            // Unlike outside of a transaction, a negative revision is one from before everything.
+            RequestOp::Range(request) if request.revision.0 != 0 && request.revision < store.compacted => {
+                Err(Error::Compacted)
+            }
             RequestOp::Range(request) => store.check_revision(request.revision).map(|_| ()),
             _ => Ok(()),
         })?;
@@ -280,7 +284,8 @@ impl<'a> Write<'a> {
         let old_lease = old.map_or(LeaseId::NONE, |old| old.lease);
         let lease = if ignore_lease { old_lease } else { lease };
         let previous = if prev_kv { old.map(|old| old.key_value(&key)) } else { None };
-        let before = self.before(&key);
+        // A creation has nothing before it, even if the same transaction deleted the key first.
+        let before = if version == 1 { None } else { self.before(&key) };
 
         let written = Version { row, create_revision, version, lease, value: value.clone() };
         let kv = written.key_value(&key);

@@ -95,7 +95,8 @@ impl Model {
         let tell = |key: &Bytes| if revision > self.compacted.max(0) { old.get(key).cloned() } else { None };
         let mut events = BTreeMap::new();
         for (key, kv) in new.iter().filter(|(_, kv)| kv.mod_revision.0 == revision) {
-            let event = Event { kind: EventKind::Put, kv: kv.clone(), prev_kv: tell(key) };
+            let prev_kv = if kv.version == 1 { None } else { tell(key) };
+            let event = Event { kind: EventKind::Put, kv: kv.clone(), prev_kv };
             events.insert(key.clone(), event);
         }
         for key in old.keys().filter(|key| !new.contains_key(*key)) {

@@ -1,0 +1,64 @@
+//! `make bench`: every figure of `measure`, several runs each, on a lab of its own; rewrites `bench/results.md`.
+
+use anyhow::{Context, Result};
+use std::{fs, path::Path, process::Command};
+use story::{Cluster, measure};
+
+fn main() -> Result<()> {
+    let cluster = Cluster::up("bench", [10, 97, 0], 4)?;
+    let outcome = run(&cluster);
+    cluster.lab.down()?;
+    outcome
+}
+
+fn run(cluster: &Cluster) -> Result<()> {
+    eprintln!("start of 4 units…");
+    let mut figures = vec![measure::start_four(cluster, 7)?];
+    eprintln!("100 units…");
+    figures.extend(measure::hundred(cluster, 5)?);
+    eprintln!("someapp…");
+    cluster.sh("muster submit someapp@.service someapp-discovery@.service")?;
+    cluster.muster(&["start", "someapp@{1..4}"])?;
+    cluster.muster(&["start", "someapp-discovery@{1..4}"])?;
+    story::eventually("four keys are there", || Ok(cluster.upstreams()?.len() == 4))?;
+    eprintln!("key put until nginx serves it…");
+    figures.push(measure::put_to_nginx(cluster, 20)?);
+    eprintln!("power cuts…");
+    let mut cuts = Vec::new();
+    for victim in ["m2", "m3", "m4"].iter().cycle().take(9) {
+        let machine = cluster.lab.machine(victim)?;
+        let units: Vec<_> = cluster.units()?.into_iter().filter(|row| row.machine == *victim).map(|row| row.unit).collect();
+        if !units.is_empty() {
+            cuts.push(measure::power_cut(cluster, &machine, &units)?);
+        }
+        machine.start()?;
+        story::eventually("the machine is back", || Ok(cluster.list("machines")?.len() == 4))?;
+    }
+    figures.push(measure::power_cut_figure(cuts));
+    figures.extend(measure::memory(cluster)?);
+    println!("{}", measure::plain(&figures));
+    let text = format!(
+        "# Measured\n\nWritten by `make bench`. {}\n\n{}\nA figure is the median, in brackets the least, the most and the number of runs. How each is measured, and where \
+         the older systems' figures come from: [README.md](README.md).\n",
+        box_facts()?,
+        measure::table(&figures)
+    );
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/results.md");
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What machine this is: figures mean nothing without it.
+fn box_facts() -> Result<String> {
+    let read = |path| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
+    let cpu = read("/proc/cpuinfo")?;
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown").trim_start_matches([' ', '\t', ':']);
+    let cores = cpu.matches("processor\t").count();
+    let load = read("/proc/loadavg")?;
+    let kernel = Command::new("uname").arg("-r").output()?;
+    let profile = if cfg!(debug_assertions) { "debug build" } else { "release build" };
+    Ok(format!(
+        "{cores} cores ({model}), Linux {}, {profile}, load average {} at the end; four machines on this one box.",
+        String::from_utf8_lossy(&kernel.stdout).trim(),
+        load.split(' ').next().unwrap_or("?")
+    ))
+}
