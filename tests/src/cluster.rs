@@ -31,11 +31,21 @@ pub struct Cluster {
     pub lab: Lab,
 }
 
+/// Who keeps the cluster's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hub {
+    /// m1's daemon.
+    Embedded,
+    /// Debian's etcd on m1.
+    Etcd,
+}
+
 /// Where the programs that were built are: beside the one that runs.
 fn built() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find the running program")?;
     let directory = own.parent().context("it is in no directory")?;
-    let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    let directory =
+        if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
     for program in ["muster", "someapp"] {
         ensure!(
             directory.join(program).is_file(),
@@ -65,7 +75,18 @@ impl Cluster {
     /// Boots `machines` machines as the lab `name`, from scratch, and waits until all of them are in the cluster
     /// and have the app's image.
     pub fn up(name: &str, network: [u8; 3], machines: usize) -> Result<Self> {
+        Self::up_with(name, network, machines, Hub::Embedded)
+    }
+
+    /// The same with another hub.
+    pub fn up_with(name: &str, network: [u8; 3], machines: usize, hub: Hub) -> Result<Self> {
         lab::down(name)?;
+        let mut extra = Vec::new();
+        let mut needs = Vec::new();
+        if hub == Hub::Etcd {
+            extra.push((wants("etcd-hub.service"), "/etc/systemd/system/etcd-hub.service".to_owned()));
+            needs.push(("etcd".to_owned(), "etcd-server".to_owned()));
+        }
         let config = LabConfig {
             name: name.to_owned(),
             network,
@@ -76,16 +97,19 @@ impl Cluster {
                 DiskFile::new("/root/someapp@.service", SOMEAPP),
                 DiskFile::new("/root/someapp-discovery@.service", SIDEKICK),
             ],
-            links: vec![(
-                "/etc/systemd/system/multi-user.target.wants/muster.service".to_owned(),
-                "/etc/systemd/system/muster.service".to_owned(),
-            )],
-            machine_files: Some(Arc::new(files)),
-            needs: vec![
-                ("nginx".to_owned(), "nginx-light".to_owned()),
-                ("curl".to_owned(), "curl".to_owned()),
-                ("iptables".to_owned(), "iptables".to_owned()),
-            ],
+            links: [vec![(wants("muster.service"), "/etc/systemd/system/muster.service".to_owned())], extra]
+                .concat(),
+            machine_files: Some(Arc::new(move |machine| files(machine, hub))),
+            needs: [
+                vec![
+                    ("nginx".to_owned(), "nginx-light".to_owned()),
+                    ("curl".to_owned(), "curl".to_owned()),
+                    ("iptables".to_owned(), "iptables".to_owned()),
+                    ("etcdctl".to_owned(), "etcd-client".to_owned()),
+                ],
+                needs,
+            ]
+            .concat(),
             ..LabConfig::default()
         };
         let lab = Lab::up(machines, config)?;
@@ -162,7 +186,8 @@ impl Cluster {
 
     /// The machine on which `unit` is active.
     pub fn home(&self, unit: &str) -> Result<Option<Machine>> {
-        let found = self.units()?.into_iter().find(|row| row.unit == unit && row.active == "active" && row.scheduled);
+        let found =
+            self.units()?.into_iter().find(|row| row.unit == unit && row.active == "active" && row.scheduled);
         Ok(found.map(|row| self.lab.machine(&row.machine)).transpose()?)
     }
 
@@ -192,16 +217,35 @@ pub struct Running {
     pub scheduled: bool,
 }
 
+/// Where a unit is enabled.
+fn wants(unit: &str) -> String {
+    format!("/etc/systemd/system/multi-user.target.wants/{unit}")
+}
+
 /// The machine's own configuration.
-fn files(machine: &MachineInfo) -> Vec<DiskFile> {
+fn files(machine: &MachineInfo, hub: Hub) -> Vec<DiskFile> {
     let (_, first) = machine.machines.first().expect("a lab has a machine");
-    let hub = match machine.number {
-        1 => "[hub]\nlisten = \"0.0.0.0:2379\"\n\n[router.nginx]\nenabled = true\n".to_owned(),
-        _ => format!("[hub]\nendpoints = [\"http://{first}:2379\"]\n"),
+    let mut files = Vec::new();
+    let endpoints = format!("endpoints = [\"http://{first}:2379\"]\n");
+    let section = match (hub, machine.number) {
+        (Hub::Embedded, 1) => "listen = \"0.0.0.0:2379\"\n".to_owned(),
+        _ => endpoints,
     };
+    if hub == Hub::Etcd {
+        // The others have the unit too, and a condition that is not met there.
+        let unit = format!(
+            "[Unit]\nConditionHost=m1\n[Service]\nType=notify\nExecStart=/usr/bin/etcd --name m1 --data-dir /var/lib/etcd-hub \
+             --listen-client-urls http://0.0.0.0:2379 --advertise-client-urls http://{first}:2379 --logger=zap\n"
+        );
+        files.push(DiskFile::new("/etc/systemd/system/etcd-hub.service", unit));
+    }
+    let router = if machine.number == 1 { "\n[router.nginx]\nenabled = true\n" } else { "" };
     let address = machine.address;
-    let text = format!("[machine]\naddress = \"{address}\"\n\n[api]\nlisten = \"{address}:49153\"\n\n{hub}");
-    vec![DiskFile::new("/etc/muster/muster.toml", text)]
+    let text = format!(
+        "[machine]\naddress = \"{address}\"\n\n[api]\nlisten = \"{address}:49153\"\n\n[hub]\n{section}{router}"
+    );
+    files.push(DiskFile::new("/etc/muster/muster.toml", text));
+    files
 }
 
 /// Waits until `check` holds; fails after [`DEADLINE`] with the last thing that `check` said.
@@ -214,7 +258,9 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> Result<bool>) -> Result
         }
         if Instant::now() > deadline {
             match outcome {
-                Err(error) => return Err(error.context(format!("not within {} s: {what}", DEADLINE.as_secs()))),
+                Err(error) => {
+                    return Err(error.context(format!("not within {} s: {what}", DEADLINE.as_secs())));
+                }
                 Ok(_) => bail!("not within {} s: {what}", DEADLINE.as_secs()),
             }
         }

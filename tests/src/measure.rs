@@ -13,7 +13,8 @@ use std::{
 };
 
 /// A unit as fleet's own functional tests have it.
-const HELLO: &str = "[Service]\nExecStart=/bin/bash -c \"while true; do echo Hello, World %i!; sleep 1; done\"\n";
+const HELLO: &str =
+    "[Service]\nExecStart=/bin/bash -c \"while true; do echo Hello, World %i!; sleep 1; done\"\n";
 /// The least that a unit can be.
 const TRIVIAL: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
 /// nginx is reloaded at most this often when endpoints move; changes come further apart than that.
@@ -56,7 +57,13 @@ impl Figure {
             [one] => format!("{} {}", number(*one), self.unit),
             [first, .., last] => {
                 let middle = number(sorted[sorted.len() / 2]);
-                format!("{middle} {} ({}–{}, {} runs)", self.unit, number(*first), number(*last), sorted.len())
+                format!(
+                    "{middle} {} ({}–{}, {} runs)",
+                    self.unit,
+                    number(*first),
+                    number(*last),
+                    sorted.len()
+                )
             }
         }
     }
@@ -66,22 +73,31 @@ impl Figure {
 pub fn table(figures: &[Figure]) -> String {
     let mut text = "| what | Muster | older system | aim |\n|---|---|---|---|\n".to_owned();
     for figure in figures {
-        text.push_str(&format!("| {} | {} | {} | {} |\n", figure.what, figure.show(), figure.peer, figure.target));
+        text.push_str(&format!(
+            "| {} | {} | {} | {} |\n",
+            figure.what,
+            figure.show(),
+            figure.peer,
+            figure.target
+        ));
     }
     text
 }
 
 /// The table for a terminal.
 pub fn plain(figures: &[Figure]) -> String {
-    let rows: Vec<[String; 4]> = std::iter::once(["".into(), "Muster".into(), "older system".into(), "aim".into()])
-        .chain(figures.iter().map(|f| [f.what.to_owned(), f.show(), f.peer.clone(), f.target.to_owned()]))
-        .collect();
+    let rows: Vec<[String; 4]> =
+        std::iter::once(["".into(), "Muster".into(), "older system".into(), "aim".into()])
+            .chain(figures.iter().map(|f| [f.what.to_owned(), f.show(), f.peer.clone(), f.target.to_owned()]))
+            .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..4).map(width).collect();
     let cell = |row: &[String; 4], column: usize| {
         format!("{}{}", row[column], " ".repeat(widths[column] - row[column].chars().count()))
     };
-    rows.iter().map(|row| format!("  {}\n", (0..4).map(|c| cell(row, c)).collect::<Vec<_>>().join("  ").trim_end())).collect()
+    rows.iter()
+        .map(|row| format!("  {}\n", (0..4).map(|c| cell(row, c)).collect::<Vec<_>>().join("  ").trim_end()))
+        .collect()
 }
 
 fn timed(action: impl FnOnce() -> Result<()>) -> Result<Duration> {
@@ -109,7 +125,11 @@ pub fn hundred(cluster: &Cluster, runs: usize) -> Result<Vec<Figure>> {
     let (mut starts, mut lists, mut destroys) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
         starts.push(timed(|| cluster.muster(&["start", "triv@{1..100}"]).map(drop))?);
-        let running = cluster.units()?.iter().filter(|row| row.unit.starts_with("triv@") && row.active == "active").count();
+        let running = cluster
+            .units()?
+            .iter()
+            .filter(|row| row.unit.starts_with("triv@") && row.active == "active")
+            .count();
         ensure!(running == 100, "{running} of 100 units are active");
         for _ in 0..5 {
             // Timed inside the machine: entering it takes as long as the list itself.
@@ -118,7 +138,12 @@ pub fn hundred(cluster: &Cluster, runs: usize) -> Result<Vec<Figure>> {
             lists.push(Duration::from_nanos(nanos));
         }
         destroys.push(timed(|| cluster.muster(&["destroy", "triv@{1..100}"]).map(drop))?);
-        let left = cluster.units()?.iter().filter(|row| row.unit.starts_with("triv@")).filter(|row| !row.active.is_empty()).count();
+        let left = cluster
+            .units()?
+            .iter()
+            .filter(|row| row.unit.starts_with("triv@"))
+            .filter(|row| !row.active.is_empty())
+            .count();
         ensure!(left == 0, "{left} units are left after destroy");
     }
     Ok(vec![
@@ -136,7 +161,11 @@ pub fn power_cut(cluster: &Cluster, victim: &Machine, units: &[String]) -> Resul
         let running = cluster.units()?;
         let elsewhere = |unit: &String| {
             running.iter().any(|row| {
-                row.unit == *unit && row.active == "active" && row.scheduled && !row.machine.is_empty() && row.machine != victim.name()
+                row.unit == *unit
+                    && row.active == "active"
+                    && row.scheduled
+                    && !row.machine.is_empty()
+                    && row.machine != victim.name()
             })
         };
         Ok(units.iter().all(elsewhere))
@@ -150,7 +179,12 @@ pub fn power_cut_figure(samples: Vec<Duration>) -> Figure {
 }
 
 /// A key is put, until nginx sends a request to the new address. `host` is the service's name for nginx on `machine`.
-fn put_until_served(machine: &Machine, host: &str, targets: &[(String, String)], rounds: usize) -> Result<Vec<Duration>> {
+fn put_until_served(
+    machine: &Machine,
+    host: &str,
+    targets: &[(String, String)],
+    rounds: usize,
+) -> Result<Vec<Duration>> {
     let mut samples = Vec::new();
     for round in 0..rounds {
         let (instance, address) = &targets[round % targets.len()];
@@ -160,7 +194,8 @@ fn put_until_served(machine: &Machine, host: &str, targets: &[(String, String)],
              for i in $(seq 1000); do curl -s -m 2 -H 'Host: {host}' http://127.0.0.1/ | grep -q '{instance} at' && break; done; \
              e=$(date +%s%N); echo $((e-s))"
         );
-        let nanos: u64 = machine.exec_ok(&["sh", "-c", &script])?.trim().parse().context("date printed no number")?;
+        let nanos: u64 =
+            machine.exec_ok(&["sh", "-c", &script])?.trim().parse().context("date printed no number")?;
         samples.push(Duration::from_nanos(nanos));
         thread::sleep(APART);
     }
@@ -194,7 +229,10 @@ pub fn put_to_nginx(cluster: &Cluster, rounds: usize) -> Result<Figure> {
     m2.exec_ok(&["systemd-run", "--quiet", "--unit=pipeline", &environment, "sh", "/root/pipeline.sh"])?;
     // The watch is there once a first round went through.
     eventually("the pipeline serves", || {
-        let first = format!("muster kv set /services/piped/upstream/piped {} >/dev/null; sleep 0.3; curl -s -m 2 -H 'Host: piped' http://127.0.0.1/ | grep -q ' at '", targets[1].1);
+        let first = format!(
+            "muster kv set /services/piped/upstream/piped {} >/dev/null; sleep 0.3; curl -s -m 2 -H 'Host: piped' http://127.0.0.1/ | grep -q ' at '",
+            targets[1].1
+        );
         Ok(m2.exec(&["sh", "-c", &first])?.success())
     })?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -215,11 +253,18 @@ pub fn put_to_nginx(cluster: &Cluster, rounds: usize) -> Result<Figure> {
 pub fn memory(cluster: &Cluster) -> Result<Vec<Figure>> {
     let mut samples = Vec::new();
     for machine in cluster.lab.machines().iter().filter(|machine| machine.is_running()) {
-        let script = "grep VmRSS /proc/$(systemctl show --property=MainPID --value muster)/status | tr -dc 0-9";
+        let script =
+            "grep VmRSS /proc/$(systemctl show --property=MainPID --value muster)/status | tr -dc 0-9";
         let kilobytes: f64 = machine.exec_ok(&["sh", "-c", script])?.trim().parse().context("no VmRSS")?;
         samples.push(kilobytes / 1024.0);
     }
-    let figure = |what, samples, peer: &str, target| Figure { what, samples, unit: "MB", peer: peer.to_owned(), target };
+    let figure = |what, samples, peer: &str, target| Figure {
+        what,
+        samples,
+        unit: "MB",
+        peer: peer.to_owned(),
+        target,
+    };
     let rest = samples.split_off(1.min(samples.len()));
     Ok(vec![
         figure("memory of the daemon, all roles", samples, "fleetd 17 + etcd 43 + flanneld", "≤ 40 MB"),

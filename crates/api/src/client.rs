@@ -2,9 +2,7 @@
 
 use crate::{
     frames::Frame,
-    types::{
-        ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched,
-    },
+    types::{ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched},
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -38,7 +36,9 @@ impl FromStr for Endpoint {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || {
-            format!("`{text}` is no API endpoint: `unix:///run/muster/muster.sock` or `http://10.0.0.1:49153` are")
+            format!(
+                "`{text}` is no API endpoint: `unix:///run/muster/muster.sock` or `http://10.0.0.1:49153` are"
+            )
         };
         if let Some(path) = text.strip_prefix("unix://").filter(|path| path.starts_with('/')) {
             return Ok(Self::Unix(path.into()));
@@ -138,7 +138,8 @@ impl Client {
         &self,
         units: &[UnitName],
     ) -> Result<impl Stream<Item = Result<Watched, ClientError>> + Unpin, ClientError> {
-        let response = self.send(Method::POST, "/v1/units/watch", Some(&Names { units: units.to_vec() })).await?;
+        let response =
+            self.send(Method::POST, "/v1/units/watch", Some(&Names { units: units.to_vec() })).await?;
         let chunks = self.chunks(response);
         let state = (Box::pin(chunks), BytesMut::new(), self.endpoint.clone());
         Ok(Box::pin(futures_util::stream::unfold(state, |(mut chunks, mut buffer, endpoint)| async move {
@@ -173,7 +174,8 @@ impl Client {
                     Ok(Some(frame)) => return Some((Ok(frame), (chunks, buffer, endpoint))),
                     Ok(None) => {}
                     Err(reason) => {
-                        let error = ClientError::Broken { endpoint: endpoint.clone(), reason: reason.to_owned() };
+                        let error =
+                            ClientError::Broken { endpoint: endpoint.clone(), reason: reason.to_owned() };
                         return Some((Err(error), (chunks, BytesMut::new(), endpoint)));
                     }
                 }
@@ -191,7 +193,8 @@ impl Client {
         unit: &UnitName,
         run: &Run,
     ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
-        let response = self.send(Method::POST, &format!("/v1/units/{}/run", path_segment(unit)), Some(run)).await?;
+        let response =
+            self.send(Method::POST, &format!("/v1/units/{}/run", path_segment(unit)), Some(run)).await?;
         Ok(self.chunks(response))
     }
 
@@ -212,7 +215,8 @@ impl Client {
         path: &str,
         body: Option<&(impl Serialize + ?Sized)>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let body = body.map(serde_json::to_vec).transpose().expect("API types always render").unwrap_or_default();
+        let body =
+            body.map(serde_json::to_vec).transpose().expect("API types always render").unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -256,7 +260,11 @@ impl Client {
         Err(ClientError::Unreachable { endpoint: self.endpoint.clone(), reason })
     }
 
-    async fn exchange<T>(&self, stream: T, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError>
+    async fn exchange<T>(
+        &self,
+        stream: T,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, ClientError>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
@@ -268,7 +276,10 @@ impl Client {
         sender.send_request(request).await.map_err(|error| self.broken(&error))
     }
 
-    fn chunks(&self, response: Response<Incoming>) -> impl Stream<Item = Result<Bytes, ClientError>> + Send + use<> {
+    fn chunks(
+        &self,
+        response: Response<Incoming>,
+    ) -> impl Stream<Item = Result<Bytes, ClientError>> + Send + use<> {
         let endpoint = self.endpoint.clone();
         BodyStream::new(response.into_body()).filter_map(move |frame| {
             let chunk = match frame {

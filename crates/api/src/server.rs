@@ -45,15 +45,23 @@ pub trait Service: Clone + Send + Sync + 'static {
     /// All units.
     fn units(&self) -> impl Future<Output = Result<UnitList, ApiError>> + Send;
     /// Checks all of `changes`, then makes them.
-    fn change(&self, changes: Vec<UnitChange>) -> impl Future<Output = Result<UnitsChanged, ApiError>> + Send;
+    fn change(&self, changes: Vec<UnitChange>)
+    -> impl Future<Output = Result<UnitsChanged, ApiError>> + Send;
     /// Makes the cluster forget units. All must be known.
     fn destroy(&self, units: Vec<UnitName>) -> impl Future<Output = Result<UnitsChanged, ApiError>> + Send;
     /// Each of `units` as it is, then again at every change, until the receiver is dropped.
-    fn watch(&self, units: Vec<UnitName>) -> impl Future<Output = Result<mpsc::Receiver<Watched>, ApiError>> + Send;
+    fn watch(
+        &self,
+        units: Vec<UnitName>,
+    ) -> impl Future<Output = Result<mpsc::Receiver<Watched>, ApiError>> + Send;
     /// Where `unit` runs.
     fn locate(&self, unit: &UnitName) -> impl Future<Output = Result<Place, ApiError>> + Send;
     /// Runs something beside `unit` on this machine; it ends when the receiver is dropped.
-    fn run(&self, unit: UnitName, run: Run) -> impl Future<Output = Result<mpsc::Receiver<Frame>, ApiError>> + Send;
+    fn run(
+        &self,
+        unit: UnitName,
+        run: Run,
+    ) -> impl Future<Output = Result<mpsc::Receiver<Frame>, ApiError>> + Send;
 }
 
 /// Serves the API on `listener` until `stop`.
@@ -112,7 +120,10 @@ async fn units<S: Service>(State(service): State<S>) -> Result<Json<UnitList>, A
     service.units().await.map(Json)
 }
 
-async fn unit<S: Service>(State(service): State<S>, Path(name): Path<String>) -> Result<Json<Unit>, ApiError> {
+async fn unit<S: Service>(
+    State(service): State<S>,
+    Path(name): Path<String>,
+) -> Result<Json<Unit>, ApiError> {
     let name = parse(&name)?;
     let list = service.units().await?;
     list.units
@@ -154,7 +165,9 @@ async fn run<S: Service>(
             let mark = (PASSED_ON, HeaderValue::from_static("1"));
             let client = Client::new(Endpoint::Tcp(address)).with_header(mark.0, mark.1);
             return match client.run_raw(&name, &what).await {
-                Ok(body) => Ok(stream("application/octet-stream", body.map(|chunk| chunk.unwrap_or_default()))),
+                Ok(body) => {
+                    Ok(stream("application/octet-stream", body.map(|chunk| chunk.unwrap_or_default())))
+                }
                 Err(error) => Err(error.into_api()),
             };
         }

@@ -4,9 +4,7 @@
 //! views are equal, whether they came from a listing or from a watch. A record that cannot be read is kept
 //! apart in [`Cluster::unreadable`] and never stops the rest.
 
-use model::{
-    MachineId, MachineRecord, Revision, ScheduleRecord, UnitName, UnitRecord, UnitState, keys,
-};
+use model::{MachineId, MachineRecord, Revision, ScheduleRecord, UnitName, UnitRecord, UnitState, keys};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use unit::Requirements;

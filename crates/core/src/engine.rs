@@ -5,7 +5,9 @@
 //! most in every plan; nothing moves that may stay; every action and every refusal carries its reason.
 
 use crate::cluster::{Cluster, Unit};
-use model::{DesiredState, MachineId, MachineRecord, Metadata, RECORD_VERSION, Revision, ScheduleRecord, UnitName};
+use model::{
+    DesiredState, MachineId, MachineRecord, Metadata, RECORD_VERSION, Revision, ScheduleRecord, UnitName,
+};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -182,7 +184,8 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn new(cluster: &'a Cluster, term: Revision) -> Self {
-        let mut planner = Self { cluster, term, placed: BTreeMap::new(), on: BTreeMap::new(), plan: Plan::default() };
+        let mut planner =
+            Self { cluster, term, placed: BTreeMap::new(), on: BTreeMap::new(), plan: Plan::default() };
         for (unit, machines) in &cluster.schedule {
             for machine in machines.keys() {
                 planner.place(unit, machine);
@@ -216,8 +219,12 @@ impl<'a> Planner<'a> {
 
     /// When most machines are gone at once, it is the hub or the network that is sick: nothing is moved.
     fn hold(&mut self) {
-        let lost: BTreeSet<_> =
-            self.on.keys().filter(|machine| !self.cluster.machines.contains_key(**machine)).copied().collect();
+        let lost: BTreeSet<_> = self
+            .on
+            .keys()
+            .filter(|machine| !self.cluster.machines.contains_key(**machine))
+            .copied()
+            .collect();
         if lost.len() > 1 && lost.len() > self.cluster.machines.len() {
             self.plan.held = lost.into_iter().cloned().collect();
         }
@@ -273,7 +280,9 @@ impl<'a> Planner<'a> {
         for (name, unit) in &cluster.units {
             let machines: Vec<_> = self.placed.get(name).into_iter().flatten().copied().collect();
             for machine in machines {
-                let Some(current) = cluster.schedule.get(name).and_then(|on| on.get(machine)) else { continue };
+                let Some(current) = cluster.schedule.get(name).and_then(|on| on.get(machine)) else {
+                    continue;
+                };
                 let wanted = &unit.record;
                 let same = (&current.hash, current.desired, current.launch)
                     == (&wanted.hash, wanted.desired, wanted.launch);
@@ -289,7 +298,8 @@ impl<'a> Planner<'a> {
         let cluster = self.cluster;
         let wanted = |unit: &Unit| unit.record.desired != DesiredState::Inactive;
         let mut waiting: Vec<_> = cluster.units.iter().filter(|(_, unit)| wanted(unit)).collect();
-        waiting.retain(|(name, unit)| unit.is_global() || self.placed.get(name).is_none_or(BTreeSet::is_empty));
+        waiting
+            .retain(|(name, unit)| unit.is_global() || self.placed.get(name).is_none_or(BTreeSet::is_empty));
         // Followers come up once what they follow is placed, so a round that places nothing is the last.
         loop {
             let before = waiting.len();
@@ -338,7 +348,8 @@ impl<'a> Planner<'a> {
     fn load(&self, name: &UnitName, machine: &MachineId) -> usize {
         let template = name.template();
         let Some(units) = self.on.get(machine) else { return 0 };
-        let siblings = units.iter().filter(|other| template.is_some() && other.template() == template).count();
+        let siblings =
+            units.iter().filter(|other| template.is_some() && other.template() == template).count();
         units.len() + siblings
     }
 
@@ -383,7 +394,8 @@ impl<'a> Planner<'a> {
         let neighbours = self.on.get(id).into_iter().flatten();
         for other in neighbours.filter(|other| ***other != *name) {
             let theirs = self.cluster.units.get(*other).and_then(|unit| unit.requirements.as_ref().ok());
-            let clash = conflicts(requirements, other) || theirs.is_some_and(|theirs| conflicts(theirs, name));
+            let clash =
+                conflicts(requirements, other) || theirs.is_some_and(|theirs| conflicts(theirs, name));
             if clash {
                 return Err(Refusal::Conflict((*other).clone()));
             }
@@ -455,7 +467,8 @@ mod tests {
         fn set(&mut self, unit: &str, fleet: &str, desired: &str) {
             self.revision += 1;
             let text = format!("[Service]\nExecStart=/bin/true\n[X-Fleet]\n{fleet}\n");
-            let record = serde_json::json!({"v": 1, "text": text, "hash": fleet, "desired": desired, "launch": 1});
+            let record =
+                serde_json::json!({"v": 1, "text": text, "hash": fleet, "desired": desired, "launch": 1});
             let value = record.to_string();
             self.cluster.put(&keys::unit(&name(unit)), value.as_bytes(), Revision(self.revision));
         }
@@ -496,7 +509,10 @@ mod tests {
         let homes: BTreeSet<_> = (1..=4).filter_map(|n| world.at(&format!("app@{n}.service"))).collect();
         assert_eq!(homes.len(), 4);
         for n in 1..=4 {
-            assert_eq!(world.at(&format!("app@{n}.service")), world.at(&format!("app-discovery@{n}.service")));
+            assert_eq!(
+                world.at(&format!("app@{n}.service")),
+                world.at(&format!("app-discovery@{n}.service"))
+            );
         }
         assert_eq!(world.settle(), Plan::default(), "a settled cluster is left alone");
     }
@@ -571,7 +587,11 @@ mod tests {
         let mut world = World::default();
         world.boot(1, &[("region", "eu"), ("disk", "hdd")]);
         world.boot(2, &[("region", "us"), ("disk", "ssd")]);
-        world.set("a.service", "MachineMetadata=region=eu\nMachineMetadata=region=us\nMachineMetadata=disk=ssd", "launched");
+        world.set(
+            "a.service",
+            "MachineMetadata=region=eu\nMachineMetadata=region=us\nMachineMetadata=disk=ssd",
+            "launched",
+        );
         world.settle();
         assert_eq!(world.at("a.service"), Some(id(2)));
     }
@@ -598,7 +618,9 @@ mod tests {
         let home = world.at("a.service");
         world.set("a.service", "", "loaded");
         let plan = world.settle();
-        assert!(matches!(&plan.actions[..], [Action::Schedule { record, .. }] if record.desired == DesiredState::Loaded));
+        assert!(
+            matches!(&plan.actions[..], [Action::Schedule { record, .. }] if record.desired == DesiredState::Loaded)
+        );
         assert_eq!(world.at("a.service"), home);
     }
 

@@ -79,7 +79,9 @@ impl Catalog {
         }
         let kept = before.services.iter().all(|(service, instances)| {
             let now = self.services.get(service);
-            instances.iter().all(|(instance, endpoint)| now.and_then(|now| now.get(instance)) == Some(endpoint))
+            instances
+                .iter()
+                .all(|(instance, endpoint)| now.and_then(|now| now.get(instance)) == Some(endpoint))
         });
         if kept { Effect::Added } else { Effect::Removed }
     }
@@ -169,7 +171,8 @@ mod tests {
     #[test]
     fn a_listing_is_compared_with_what_was_known() {
         let before = Catalog::from_listing([(KEY, &b"10.1.5.2:3000"[..])]);
-        let more = Catalog::from_listing([(KEY, &b"10.1.5.2:3000"[..]), ("/services/b/upstream/b", b"10.1.1.1:1")]);
+        let more =
+            Catalog::from_listing([(KEY, &b"10.1.5.2:3000"[..]), ("/services/b/upstream/b", b"10.1.1.1:1")]);
         assert_eq!(more.effect_since(&before), Effect::Added);
         assert_eq!(before.effect_since(&more), Effect::Removed);
         assert_eq!(before.effect_since(&before), Effect::Nothing);

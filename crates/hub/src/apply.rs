@@ -33,6 +33,9 @@ const PROGRESS: Duration = Duration::from_secs(10 * 60);
 /// double the time of a write.
 const CATCH_UP: Duration = Duration::from_millis(1);
 
+/// How late a lease may expire while the queue is full. A queue that takes longer is lost anyway.
+const EXPIRY_GRACE: Duration = Duration::from_secs(1);
+
 /// What keys, values and history may take; etcd's default. All of it is in memory.
 const QUOTA: u64 = 2 << 30;
 
@@ -116,7 +119,7 @@ impl Apply {
 
     /// When to act even if nobody asks anything.
     fn next_wake(&self) -> Duration {
-        let mut wake = self.compaction.next().min(self.next_progress);
+        let mut wake = self.compaction.next(self.store.compacted()).min(self.next_progress);
         if let Some(deadline) = self.store.next_deadline() {
             wake = wake.min(deadline);
         }
@@ -129,10 +132,11 @@ impl Apply {
     fn turn(&mut self, requests: &mut Vec<Request>) {
         let now = self.started.elapsed();
         let idle = requests.is_empty();
-        self.expire(now);
+        let more_waits = requests.len() == TURN;
         for request in requests.drain(..) {
             self.execute(now, request);
         }
+        self.expire(now, more_waits);
         if let Some(revision) = self.compaction.due(now, self.store.revision(), self.store.compacted()) {
             self.compact_by_itself(revision);
         }
@@ -140,7 +144,10 @@ impl Apply {
         self.publish(now);
     }
 
-    fn expire(&mut self, now: Duration) {
+    /// Ends the leases whose time is over, after the requests of the turn: among those may be the keepalive that came
+    /// in time while the thread waited for the disk. While more waits in the queue they get some grace.
+    fn expire(&mut self, now: Duration, more_waits: bool) {
+        let now = if more_waits { now.saturating_sub(EXPIRY_GRACE) } else { now };
         for id in self.store.expired(now) {
             // It expired, so it exists.
             if let Ok(applied) = self.store.lease_revoke(id) {
@@ -154,7 +161,7 @@ impl Apply {
     fn compact_by_itself(&mut self, revision: Revision) {
         match self.store.compact(revision) {
             Ok(applied) => {
-                info!(revision = revision.0, "history compacted");
+                debug!(revision = revision.0, "history compacted");
                 self.take_obsolete(&applied.records);
                 self.turn.take(applied);
             }
@@ -197,8 +204,9 @@ impl Apply {
                 self.turn.mutated(reply, result);
             }
             Request::LeaseRevoke(id, reply) => self.turn.mutated(reply, self.store.lease_revoke(id)),
-            Request::LeaseKeepAlive(id, reply) => {
-                self.turn.answer(reply, Ok(self.store.lease_keep_alive(now, id)));
+            Request::LeaseKeepAlive { id, arrived, reply } => {
+                let arrived = arrived.saturating_duration_since(self.started);
+                self.turn.answer(reply, Ok(self.store.lease_keep_alive(arrived, id)));
             }
             Request::LeaseTimeToLive { id, keys, reply } => {
                 self.turn.answer(reply, Ok(self.store.lease_time_to_live(now, id, keys)));

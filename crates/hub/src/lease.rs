@@ -10,6 +10,7 @@ use etcd_client::proto as pb;
 use futures_util::StreamExt;
 use mvcc::{LeaseGrantRequest, LeaseId};
 use std::pin::Pin;
+use std::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
@@ -59,7 +60,8 @@ impl pb::PbLeaseService for LeaseService {
             let queue = queue.clone();
             async move {
                 let id = LeaseId(request?.id);
-                let response = queue.ask(|reply| Request::LeaseKeepAlive(id, reply)).await?;
+                let arrived = Instant::now();
+                let response = queue.ask(|reply| Request::LeaseKeepAlive { id, arrived, reply }).await?;
                 let header = identity.header(response.revision);
                 Ok(pb::PbLeaseKeepAliveResponse { header, id: response.id.0, ttl: response.ttl })
             }

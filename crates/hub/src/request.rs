@@ -8,6 +8,7 @@ use mvcc::{
     LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse, Watcher,
 };
+use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -23,13 +24,29 @@ pub(crate) enum Request {
     Put(PutRequest, Reply<PutResponse>),
     DeleteRange(DeleteRangeRequest, Reply<DeleteRangeResponse>),
     Txn(TxnRequest, Reply<TxnResponse>),
-    Compact { revision: Revision, physical: bool, reply: Reply<CompactResponse> },
+    Compact {
+        revision: Revision,
+        physical: bool,
+        reply: Reply<CompactResponse>,
+    },
     LeaseGrant(LeaseGrantRequest, Reply<LeaseGrantResponse>),
     LeaseRevoke(LeaseId, Reply<LeaseRevokeResponse>),
-    LeaseKeepAlive(LeaseId, Reply<LeaseKeepAliveResponse>),
-    LeaseTimeToLive { id: LeaseId, keys: bool, reply: Reply<LeaseTimeToLiveResponse> },
+    /// With the time of its arrival: whoever asked in time is in time, however long the queue.
+    LeaseKeepAlive {
+        id: LeaseId,
+        arrived: Instant,
+        reply: Reply<LeaseKeepAliveResponse>,
+    },
+    LeaseTimeToLive {
+        id: LeaseId,
+        keys: bool,
+        reply: Reply<LeaseTimeToLiveResponse>,
+    },
     Leases(Reply<(Revision, Vec<LeaseId>)>),
-    Hash { revision: Revision, reply: Reply<Hash> },
+    Hash {
+        revision: Revision,
+        reply: Reply<Hash>,
+    },
     Status(Reply<Health>),
     Defragment(Reply<Revision>),
     Watch(WatchRequest),

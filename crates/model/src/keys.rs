@@ -87,7 +87,9 @@ mod tests {
     fn only_upstream_keys_are_upstreams() {
         let (service, instance) = upstream("/services/someapp/upstream/someapp@1").expect("an upstream");
         assert_eq!((service.as_str(), instance), ("someapp", "someapp@1"));
-        for other in ["/services/someapp/config", "/services/someapp/upstream/", "/services/a/upstream/b/c", "/x"] {
+        for other in
+            ["/services/someapp/config", "/services/someapp/upstream/", "/services/a/upstream/b/c", "/x"]
+        {
             assert_eq!(upstream(other), None, "{other}");
         }
     }

@@ -224,7 +224,9 @@ impl Fields {
     }
 
     fn text(&self, field: &'static str) -> Result<Option<String>, NetworkConfigError> {
-        self.get(field).map(|v| v.as_str().map(str::to_owned).ok_or_else(|| wrong(field, v, "a text"))).transpose()
+        self.get(field)
+            .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| wrong(field, v, "a text")))
+            .transpose()
     }
 
     fn number(&self, field: &'static str) -> Result<Option<u64>, NetworkConfigError> {
@@ -330,13 +332,18 @@ mod tests {
         let subnet = Subnet::from_key("10.5.91.0-24").expect("parses");
         assert_eq!((subnet.to_string().as_str(), subnet.key().as_str()), ("10.5.91.0/24", "10.5.91.0-24"));
         assert_eq!(subnet.bridge(), Ipv4Addr::new(10, 5, 91, 1));
-        assert_eq!(Subnet::from_key("10.7.63.0-24&fd00:7:0:52::-64").map(Subnet::key).as_deref(), Some("10.7.63.0-24"));
+        assert_eq!(
+            Subnet::from_key("10.7.63.0-24&fd00:7:0:52::-64").map(Subnet::key).as_deref(),
+            Some("10.7.63.0-24")
+        );
         assert_eq!(Subnet::from_key("rubbish"), None);
     }
 
     #[test]
     fn defaults_follow_flannel() {
-        let config = NetworkConfig::from_str(r#"{"network":"10.1.2.3/16","backend":{"TYPE":"vxlan","vni":7}}"#).expect("valid");
+        let config =
+            NetworkConfig::from_str(r#"{"network":"10.1.2.3/16","backend":{"TYPE":"vxlan","vni":7}}"#)
+                .expect("valid");
         assert_eq!(config.network.to_string(), "10.1.0.0/16");
         assert_eq!(config.subnet_len, 24);
         assert_eq!(config.subnets().next().map(|s| s.to_string()).as_deref(), Some("10.1.1.0/24"));

@@ -67,7 +67,9 @@ pub struct Endpoint(pub SocketAddrV4);
 
 /// Why a value under `/services/<svc>/upstream/` is no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no endpoint: `<IPv4 address>:<port>` is needed, or JSON with `addr`, or with `host` and `port`")]
+#[error(
+    "`{0}` is no endpoint: `<IPv4 address>:<port>` is needed, or JSON with `addr`, or with `host` and `port`"
+)]
 pub struct EndpointError(String);
 
 impl FromStr for Endpoint {
@@ -119,7 +121,17 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Endpoint>().expect(text).to_string(), "10.1.5.2:3000");
         }
-        for text in ["", ":3000", "10.1.5.2", "10.1.5.2:0", "0.0.0.0:80", "10.1.5.2:99999", "{}", "a;b:1", "{\"addr\":1}"] {
+        for text in [
+            "",
+            ":3000",
+            "10.1.5.2",
+            "10.1.5.2:0",
+            "0.0.0.0:80",
+            "10.1.5.2:99999",
+            "{}",
+            "a;b:1",
+            "{\"addr\":1}",
+        ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
     }

@@ -6,7 +6,17 @@ use std::{fmt, str::FromStr};
 
 /// Unit types that systemd knows.
 const TYPES: [&str; 12] = [
-    "automount", "busname", "device", "mount", "path", "scope", "service", "slice", "snapshot", "socket", "swap",
+    "automount",
+    "busname",
+    "device",
+    "mount",
+    "path",
+    "scope",
+    "service",
+    "slice",
+    "snapshot",
+    "socket",
+    "swap",
     "target",
 ];
 /// Unit types that may be templates (`name@.type`), `timer` included.
@@ -60,8 +70,8 @@ impl UnitName {
         let name = argument.rsplit('/').next().unwrap_or(argument);
         let suffix = name.rsplit_once('.').map_or("", |(_, suffix)| suffix);
         match suffix {
-            "service" | "socket" | "timer" | "path" | "device" | "mount" | "automount" | "target" | "slice"
-            | "scope" | "swap" => name.parse(),
+            "service" | "socket" | "timer" | "path" | "device" | "mount" | "automount" | "target"
+            | "slice" | "scope" | "swap" => name.parse(),
             _ if name.is_empty() => Err(UnitNameError::Empty),
             _ => format!("{name}.service").parse(),
         }

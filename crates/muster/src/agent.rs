@@ -10,10 +10,10 @@ mod engine;
 mod overlay;
 /// This machine's record in the hub.
 mod presence;
-/// Running something beside a unit.
-mod run;
 /// nginx, kept in step with the registered services.
 mod router;
+/// Running something beside a unit.
+mod run;
 /// What the API answers.
 mod service;
 /// States of units on their way to the hub.
@@ -169,7 +169,8 @@ impl Machine {
 
 async fn start_hub(machine: &Machine) -> Result<hub::Hub> {
     let section = &machine.config.hub;
-    let advertise = machine.config.machine.address.map(|address| format!("http://{address}:{}", section.listen.port()));
+    let advertise =
+        machine.config.machine.address.map(|address| format!("http://{address}:{}", section.listen.port()));
     let config = hub::HubConfig {
         data_dir: section.data_dir.clone(),
         listen: section.listen,
@@ -221,11 +222,12 @@ async fn serve(
         api::serve(unix, listener, token).await.context("the API on the unix socket failed")
     });
     if let Some(address) = machine.config.api.listen {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
         let token = stop.clone();
-        roles.spawn(async move {
-            api::serve(service, listener, token).await.context("the API on TCP failed")
-        });
+        roles.spawn(
+            async move { api::serve(service, listener, token).await.context("the API on TCP failed") },
+        );
     }
     Ok(())
 }

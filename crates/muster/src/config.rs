@@ -87,7 +87,8 @@ impl HubSection {
     /// Where clients on this machine find the hub.
     pub fn reach(&self) -> Vec<String> {
         if self.embedded() {
-            let ip = if self.listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.listen.ip() };
+            let ip =
+                if self.listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.listen.ip() };
             vec![format!("http://{}", SocketAddr::new(ip, self.listen.port()))]
         } else {
             self.endpoints.clone()
@@ -275,7 +276,8 @@ mod tests {
     use super::*;
 
     fn with(text: &str, variables: &[(&str, &str)]) -> Result<Loaded> {
-        let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let find =
+            |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
         parse(text, "muster.toml", find)
     }
 
@@ -295,7 +297,10 @@ mod tests {
         assert_eq!(loaded.config.agent.lease_ttl, Duration::from_secs(9));
         assert!(loaded.config.router.nginx.enabled);
         assert_eq!(loaded.origins["hub.endpoints"], Origin::File);
-        assert_eq!(loaded.origins["agent.lease-ttl"], Origin::Environment("MUSTER_AGENT_LEASE_TTL".to_owned()));
+        assert_eq!(
+            loaded.origins["agent.lease-ttl"],
+            Origin::Environment("MUSTER_AGENT_LEASE_TTL".to_owned())
+        );
         assert!(!loaded.origins.contains_key("overlay.network"));
     }
 

@@ -29,9 +29,10 @@ pub(crate) async fn check(config: &NginxConfig, text: &str) -> Result<(), NginxE
         directory: config.main.with_file_name(".muster-check.d"),
         main: config.main.with_file_name(".muster-check.conf"),
     };
-    let redirected = redirect(&main, directory, config.main.parent(), &staging.directory).ok_or_else(|| {
-        NginxError::NotIncluded { main: config.main.clone(), directory: directory.to_owned() }
-    })?;
+    let redirected =
+        redirect(&main, directory, config.main.parent(), &staging.directory).ok_or_else(|| {
+            NginxError::NotIncluded { main: config.main.clone(), directory: directory.to_owned() }
+        })?;
     staging.clear();
     std::fs::create_dir_all(&staging.directory).map_err(file(&staging.directory))?;
     for entry in std::fs::read_dir(directory).map_err(file(directory))?.flatten() {

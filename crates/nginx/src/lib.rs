@@ -78,7 +78,9 @@ pub enum NginxError {
         source: io::Error,
     },
     /// The destination is in a directory that nginx does not read.
-    #[error("{main} includes nothing from {directory}: add `include {directory}/*.conf;` to its http section")]
+    #[error(
+        "{main} includes nothing from {directory}: add `include {directory}/*.conf;` to its http section"
+    )]
     NotIncluded {
         /// nginx's main configuration file.
         main: PathBuf,
@@ -141,7 +143,8 @@ impl Nginx {
     fn reload(&self) -> Result<(), NginxError> {
         let not_running = || NginxError::NotRunning { pid_file: self.config.pid_file.clone() };
         let text = std::fs::read_to_string(&self.config.pid_file).map_err(|_| not_running())?;
-        let pid = text.trim().parse().ok().and_then(rustix::process::Pid::from_raw).ok_or_else(not_running)?;
+        let pid =
+            text.trim().parse().ok().and_then(rustix::process::Pid::from_raw).ok_or_else(not_running)?;
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).map_err(|_| not_running())
     }
 }

@@ -103,14 +103,19 @@ mod tests {
     }
 
     fn render(services: &[Service]) -> String {
-        let config = NginxConfig { ports: [("web".parse().expect("a name"), 8080)].into(), ..Default::default() };
+        let config =
+            NginxConfig { ports: [("web".parse().expect("a name"), 8080)].into(), ..Default::default() };
         Template::load(None).and_then(|template| template.render(&config, services)).expect("renders")
     }
 
     #[test]
     fn one_service_answers_to_every_name() {
-        let text = render(&[service("someapp", &[("someapp@1", "10.1.5.2:3000"), ("someapp@2", "10.1.6.2:3000")])]);
-        assert!(text.contains("    server 10.1.5.2:3000 max_fails=1 fail_timeout=10s; # someapp@1\n"), "{text}");
+        let text =
+            render(&[service("someapp", &[("someapp@1", "10.1.5.2:3000"), ("someapp@2", "10.1.6.2:3000")])]);
+        assert!(
+            text.contains("    server 10.1.5.2:3000 max_fails=1 fail_timeout=10s; # someapp@1\n"),
+            "{text}"
+        );
         assert_eq!(text.matches("listen 80;").count(), 1, "{text}");
         assert!(!text.contains("404"));
     }

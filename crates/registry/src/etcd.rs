@@ -29,8 +29,10 @@ impl Etcd {
             .with_keep_alive_while_idle(true);
         let names: Arc<str> = endpoints.join(",").into();
         let client = ec::Client::connect(endpoints, Some(options)).await;
-        let client = client
-            .map_err(|error| StoreError::Unreachable { endpoints: names.to_string(), reason: reason(&error) })?;
+        let client = client.map_err(|error| StoreError::Unreachable {
+            endpoints: names.to_string(),
+            reason: reason(&error),
+        })?;
         Ok(Self { client: Arc::new(client), endpoints: names })
     }
 

@@ -7,8 +7,8 @@ use crate::store::{Change, Changes, Guard, KeyValue, Listing, Outcome, StoreErro
 use bytes::Bytes;
 use model::{LeaseId, Revision};
 use mvcc::{
-    Compare, CompareOp, CompareTarget, DeleteRangeRequest, EventKind, KeyRange, LeaseGrantRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest,
+    Compare, CompareOp, CompareTarget, DeleteRangeRequest, EventKind, KeyRange, LeaseGrantRequest,
+    PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

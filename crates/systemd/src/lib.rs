@@ -100,9 +100,10 @@ impl Systemd {
             signals().interface("org.freedesktop.DBus.Properties").path_namespace(path::NAMESPACE).build();
         let jobs = signals().interface("org.freedesktop.systemd1.Manager").build();
         let buffer = NonZero::new(SIGNAL_BUFFER);
-        let properties = MessageStream::for_match_rule(properties.map_err(SystemdError::Bus)?, &connection, buffer)
-            .await
-            .map_err(SystemdError::Bus)?;
+        let properties =
+            MessageStream::for_match_rule(properties.map_err(SystemdError::Bus)?, &connection, buffer)
+                .await
+                .map_err(SystemdError::Bus)?;
         let jobs = MessageStream::for_match_rule(jobs.map_err(SystemdError::Bus)?, &connection, buffer)
             .await
             .map_err(SystemdError::Bus)?;
@@ -122,7 +123,9 @@ impl Systemd {
         match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Err(_) => Err(SystemdError::Timeout { action }),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(zbus::Error::MethodError(_, Some(reason), _))) => Err(SystemdError::Refused { action, reason }),
+            Ok(Err(zbus::Error::MethodError(_, Some(reason), _))) => {
+                Err(SystemdError::Refused { action, reason })
+            }
             Ok(Err(error)) => Err(SystemdError::Refused { action, reason: error.to_string() }),
         }
     }
@@ -225,8 +228,12 @@ fn read(message: &zbus::Message) -> Option<Event> {
                 _ => None,
             };
             let (load, active, sub) = (text("LoadState"), text("ActiveState"), text("SubState"));
-            (load.is_some() || active.is_some() || sub.is_some())
-                .then_some(Event::State { unit, load, active, sub })
+            (load.is_some() || active.is_some() || sub.is_some()).then_some(Event::State {
+                unit,
+                load,
+                active,
+                sub,
+            })
         }
         "JobRemoved" => {
             let (_, _, unit, result): (u32, OwnedObjectPath, String, String) =

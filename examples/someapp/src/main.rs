@@ -28,7 +28,9 @@ fn main() -> ExitCode {
         [] => serve(),
         ["get", url] => get(url),
         _ => {
-            eprintln!("usage: someapp            serve on port {PORT}\n       someapp get URL    print a page of another copy");
+            eprintln!(
+                "usage: someapp            serve on port {PORT}\n       someapp get URL    print a page of another copy"
+            );
             return ExitCode::from(2);
         }
     };
@@ -55,7 +57,8 @@ fn serve() -> io::Result<()> {
         served: AtomicU64::new(0),
         under_way: AtomicUsize::new(0),
     });
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
     let listener = TcpListener::bind(("0.0.0.0", PORT))?;
     println!("{} serves on port {PORT}", app.instance);
     let ending = Arc::clone(&app);
@@ -89,6 +92,7 @@ fn own_address() -> Option<IpAddr> {
 /// Answers requests on one connection until the client closes it.
 fn converse(app: &App, stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
+    stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
     loop {
@@ -128,11 +132,12 @@ fn answer(app: &App, request: &str, reader: &mut impl BufRead, stream: &mut TcpS
         _ => ("404 Not Found", "text/plain", "there is only / and /healthz\n".to_owned()),
     };
     let connection = if again { "keep-alive" } else { "close" };
-    write!(
-        stream,
+    // In one piece: several small ones would wait for each other's acknowledgement.
+    let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}",
         body.len()
-    )?;
+    );
+    stream.write_all(answer.as_bytes())?;
     Ok(again)
 }
 
@@ -156,5 +161,9 @@ fn get(url: &str) -> io::Result<()> {
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     print!("{body}");
-    if head.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(io::Error::other(head.lines().next().unwrap_or("no answer").to_owned())) }
+    if head.starts_with("HTTP/1.1 200") {
+        Ok(())
+    } else {
+        Err(io::Error::other(head.lines().next().unwrap_or("no answer").to_owned()))
+    }
 }

@@ -27,7 +27,8 @@ fn run(cluster: &Cluster) -> Result<()> {
     let mut cuts = Vec::new();
     for victim in ["m2", "m3", "m4"].iter().cycle().take(9) {
         let machine = cluster.lab.machine(victim)?;
-        let units: Vec<_> = cluster.units()?.into_iter().filter(|row| row.machine == *victim).map(|row| row.unit).collect();
+        let units: Vec<_> =
+            cluster.units()?.into_iter().filter(|row| row.machine == *victim).map(|row| row.unit).collect();
         if !units.is_empty() {
             cuts.push(measure::power_cut(cluster, &machine, &units)?);
         }
@@ -51,7 +52,11 @@ fn run(cluster: &Cluster) -> Result<()> {
 fn box_facts() -> Result<String> {
     let read = |path| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
     let cpu = read("/proc/cpuinfo")?;
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown").trim_start_matches([' ', '\t', ':']);
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or(": unknown")
+        .trim_start_matches([' ', '\t', ':']);
     let cores = cpu.matches("processor\t").count();
     let load = read("/proc/loadavg")?;
     let kernel = Command::new("uname").arg("-r").output()?;

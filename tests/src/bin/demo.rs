@@ -42,11 +42,14 @@ fn main() -> Result<()> {
     let mut seen = Vec::new();
     eventually("nginx reaches all four", || {
         seen = (0..4).map(|_| cluster.page()).collect::<Result<Vec<_>>>()?;
-        let distinct: std::collections::BTreeSet<_> = seen.iter().filter_map(|page| page.split("<h1>").nth(1)).collect();
+        let distinct: std::collections::BTreeSet<_> =
+            seen.iter().filter_map(|page| page.split("<h1>").nth(1)).collect();
         Ok(distinct.len() == 4)
     })?;
     command(&format!("curl http://{}/        (four times, from outside)", cluster.m1().address()));
-    seen.iter().filter_map(|page| page.lines().find(|line| line.contains("<p>"))).for_each(|line| println!("{line}"));
+    seen.iter()
+        .filter_map(|page| page.lines().find(|line| line.contains("<p>")))
+        .for_each(|line| println!("{line}"));
 
     heading("6. A machine dies");
     let (instance, victim) = victim(&cluster)?;
@@ -75,7 +78,9 @@ fn main() -> Result<()> {
     figures.push(measure::put_to_nginx(&cluster, 6)?);
     figures.extend(measure::memory(&cluster)?);
     println!("{}", measure::plain(&figures));
-    note("fleet: the real fleet 1.0 with its defaults, measured on another two-core machine; bench/README.md says how");
+    note(
+        "fleet: the real fleet 1.0 with its defaults, measured on another two-core machine; bench/README.md says how",
+    );
 
     heading("The cluster is yours");
     println!("  bin/lab exec m1 muster list-units        a command on machine m1");
@@ -116,7 +121,14 @@ fn outside(cluster: &Cluster, endpoint: &str) -> Result<()> {
     let via = cluster.m1().address().to_string();
     client.exec_ok(&["ip", "route", "replace", cluster::NETWORK, "via", &via])?;
     println!("\n\x1b[36moutside #\x1b[0m curl --max-time 2 http://{endpoint}/");
-    let answer = client.exec(&["curl", "--silent", "--show-error", "--max-time", "2", &format!("http://{endpoint}/")])?;
+    let answer = client.exec(&[
+        "curl",
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "2",
+        &format!("http://{endpoint}/"),
+    ])?;
     client.exec_ok(&["ip", "route", "del", cluster::NETWORK])?;
     println!("{}", answer.stderr.trim());
     ensure!(!answer.success(), "the outside reached a container: {}", answer.stdout);
@@ -127,7 +139,9 @@ fn outside(cluster: &Cluster, endpoint: &str) -> Result<()> {
 fn victim(cluster: &Cluster) -> Result<(String, Machine)> {
     for number in [3, 4, 2, 1] {
         let instance = format!("someapp@{number}");
-        let home = cluster.home(&format!("{instance}.service"))?.with_context(|| format!("{instance} runs nowhere"))?;
+        let home = cluster
+            .home(&format!("{instance}.service"))?
+            .with_context(|| format!("{instance} runs nowhere"))?;
         if home.name() != "m1" {
             return Ok((instance, home));
         }
@@ -137,6 +151,7 @@ fn victim(cluster: &Cluster) -> Result<(String, Machine)> {
 
 /// The units that are active on a machine.
 fn on(cluster: &Cluster, machine: &Machine) -> Result<Vec<String>> {
-    let units = cluster.units()?.into_iter().filter(|row| row.machine == machine.name() && row.active == "active");
+    let units =
+        cluster.units()?.into_iter().filter(|row| row.machine == machine.name() && row.active == "active");
     Ok(units.map(|row| row.unit).collect())
 }

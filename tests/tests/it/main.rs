@@ -1,1 +1,58 @@
+//! End to end, on real machines: systemd, Docker, VXLAN, nginx, and Muster installed as a user would install it.
+//!
+//! Facts are checked, not texts. Each test boots machines of its own; they run one after another, because two cores
+//! carry one cluster well and two badly.
 
+/// A unit file with a mistake, names nobody knows, a hub that does not answer, no machine that fits.
+mod bad_input;
+/// Daemons that are killed, and a hub that is away.
+mod faults;
+/// The same on a real etcd.
+mod on_etcd;
+/// The story, step by step.
+mod story_told;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One cluster at a time. A test that failed does not fail the others.
+static BOX: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    BOX.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A cluster that is removed when the test ends, however it ends.
+struct Lab(story::Cluster);
+
+impl Lab {
+    fn up(machines: usize) -> Self {
+        Self::up_with(machines, story::cluster::Hub::Embedded)
+    }
+
+    fn up_with(machines: usize, hub: story::cluster::Hub) -> Self {
+        Self(story::Cluster::up_with("endtoend", [10, 96, 0], machines, hub).expect("the lab comes up"))
+    }
+}
+
+impl std::ops::Deref for Lab {
+    type Target = story::Cluster;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What a person would look at first.
+            for machine in self.lab.machines().iter().filter(|machine| machine.is_running()) {
+                let journal = machine.exec_ok(&["journalctl", "--unit=muster", "--no-pager", "--lines=40"]);
+                eprintln!("== {} ==\n{}", machine.name(), journal.unwrap_or_else(|error| error.to_string()));
+            }
+            eprintln!("{}", self.muster(&["list-units"]).unwrap_or_else(|error| error.to_string()));
+        }
+        if let Err(error) = self.lab.down() {
+            eprintln!("the lab is not down: {error}");
+        }
+    }
+}

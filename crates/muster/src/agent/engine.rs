@@ -35,7 +35,9 @@ pub(super) async fn run(
             // A leader's key under our own lease is ours, also when an earlier run of this daemon wrote it.
             let guard = match &current {
                 None => Some(Guard::Absent(keys::LEADER.to_owned())),
-                Some((record, revision, under)) if record.machine == machine.id && *under == Some(own_lease) => {
+                Some((record, revision, under))
+                    if record.machine == machine.id && *under == Some(own_lease) =>
+                {
                     Some(Guard::Unchanged(keys::LEADER.to_owned(), *revision))
                 }
                 Some(_) => None,
@@ -160,7 +162,9 @@ fn report(plan: &Plan, last: &Plan) {
             Action::Unschedule { unit, machine, why } => info!(%unit, %machine, %why, "unit unscheduled"),
         }
     }
-    for (unit, refused) in plan.refused.iter().filter(|(unit, refused)| last.refused.get(*unit) != Some(refused)) {
+    for (unit, refused) in
+        plan.refused.iter().filter(|(unit, refused)| last.refused.get(*unit) != Some(refused))
+    {
         warn!(%unit, machines = refused.len(), "no machine fits");
     }
 }

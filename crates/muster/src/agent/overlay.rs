@@ -206,7 +206,8 @@ impl Overlay {
             let text = str::from_utf8(&kv.value).with_context(|| format!("{key} is no UTF-8"))?;
             return text.parse().with_context(|| format!("in {key}"));
         }
-        let config = NetworkConfig::vxlan(self.machine.config.overlay.network).context("in [overlay] network")?;
+        let config =
+            NetworkConfig::vxlan(self.machine.config.overlay.network).context("in [overlay] network")?;
         let write = Write::put(key, config.to_json());
         self.store.commit(&[Guard::Absent(key.to_owned())], &[write]).await?;
         // Whoever was faster decides.
@@ -268,7 +269,8 @@ impl Overlay {
     }
 
     fn remember(&self, held: &Held, leases: &BTreeMap<Subnet, Option<SubnetLease>>) {
-        let known = leases.iter().filter_map(|(subnet, lease)| Some((subnet.key(), lease.clone()?))).collect();
+        let known =
+            leases.iter().filter_map(|(subnet, lease)| Some((subnet.key(), lease.clone()?))).collect();
         let cache = Cache { v: 1, config: held.config.to_json(), subnet: held.subnet, leases: known };
         let text = serde_json::to_string(&cache).expect("leases always render");
         if let Err(error) = write_file(&Path::new(STATE_DIR).join("overlay.json"), &text) {
@@ -281,7 +283,10 @@ impl Overlay {
         serde_json::from_str(&text).ok()
     }
 
-    async fn as_cached(&self, cache: Option<&Cache>) -> Option<(Held, BTreeMap<Subnet, Option<SubnetLease>>)> {
+    async fn as_cached(
+        &self,
+        cache: Option<&Cache>,
+    ) -> Option<(Held, BTreeMap<Subnet, Option<SubnetLease>>)> {
         let cache = cache?;
         let underlay = self.kernel.underlay(self.machine.config.overlay.interface.as_deref()).await.ok()?;
         let config = cache.config.parse().ok()?;

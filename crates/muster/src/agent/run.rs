@@ -20,13 +20,18 @@ use tokio::{
 const BUFFER: usize = 8;
 
 /// Starts it. It is killed when the receiver is dropped.
-pub(super) async fn start(systemd: &Systemd, unit: &UnitName, run: Run) -> Result<mpsc::Receiver<Frame>, ApiError> {
+pub(super) async fn start(
+    systemd: &Systemd,
+    unit: &UnitName,
+    run: Run,
+) -> Result<mpsc::Receiver<Frame>, ApiError> {
     let mut command = command(systemd, unit, run).await?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let program = command.as_std().get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .spawn()
-        .map_err(|error| ApiError { code: 500, message: format!("cannot run {program} on this machine: {error}") })?;
+    let mut child = command.spawn().map_err(|error| ApiError {
+        code: 500,
+        message: format!("cannot run {program} on this machine: {error}"),
+    })?;
     let (sender, receiver) = mpsc::channel(BUFFER);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     tokio::spawn(async move {
@@ -34,7 +39,9 @@ pub(super) async fn start(systemd: &Systemd, unit: &UnitName, run: Run) -> Resul
         let whole = async {
             tokio::join!(copy(stdout, &sender, Frame::Stdout), copy(stderr, &sender, Frame::Stderr));
             let code = match child.wait().await {
-                Ok(status) => status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1),
+                Ok(status) => {
+                    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+                }
                 Err(_) => 1,
             };
             // When nobody listens any more nobody misses it.
@@ -63,7 +70,8 @@ async fn command(systemd: &Systemd, unit: &UnitName, run: Run) -> Result<Command
         Run::Status => Ok(program("systemctl", ["status", "--full", "--no-pager", "--", unit.as_str()])),
         Run::Journal { lines, follow, output } => {
             let lines = lines.to_string();
-            let mut command = program("journalctl", ["--no-pager", "--unit", unit.as_str(), "--lines", &lines]);
+            let mut command =
+                program("journalctl", ["--no-pager", "--unit", unit.as_str(), "--lines", &lines]);
             command.arg(format!("--output={output}"));
             if follow {
                 command.arg("--follow");
@@ -134,7 +142,8 @@ fn container_name<'a>(arguments: impl Iterator<Item = &'a str>) -> Option<String
 
 async fn container_pid(container: &str) -> Result<String, ApiError> {
     let inspect = program("docker", ["inspect", "--format", "{{.State.Pid}}", container]).output().await;
-    let output = inspect.map_err(|error| ApiError { code: 500, message: format!("cannot run docker: {error}") })?;
+    let output =
+        inspect.map_err(|error| ApiError { code: 500, message: format!("cannot run docker: {error}") })?;
     let pid = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if !output.status.success() || pid == "0" {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -8,8 +8,8 @@ use api::{
     ApiError, Place, Service,
     frames::Frame,
     types::{
-        Machine as MachineView, MachineList, Run, State, Unit, UnitChange, UnitChanged, UnitList, UnitOnMachine,
-        UnitsChanged, Watched,
+        Machine as MachineView, MachineList, Run, State, Unit, UnitChange, UnitChanged, UnitList,
+        UnitOnMachine, UnitsChanged, Watched,
     },
 };
 use model::{DesiredState, MachineRecord, Revision, UnitName, UnitRecord, keys};
@@ -49,7 +49,9 @@ impl Hub {
 
     /// One attempt to make all of `changes`; `None` when somebody else was faster.
     async fn try_change(&self, changes: &[UnitChange]) -> Result<Option<UnitsChanged>, ApiError> {
-        let known = self.known(changes.iter().flat_map(|change| [Some(change.name.clone()), change.name.template()])).await?;
+        let known = self
+            .known(changes.iter().flat_map(|change| [Some(change.name.clone()), change.name.template()]))
+            .await?;
         let mut planned = Vec::new();
         let mut answer = Vec::new();
         for change in changes {
@@ -112,9 +114,12 @@ fn plan(
         }
         (None, text) => {
             let template = name.template().and_then(|template| known.get(&template));
-            let text = text.as_ref().or_else(|| template.map(|(record, _)| &record.text)).ok_or_else(|| {
-                ApiError::not_found(format!("unable to find unit {name}: neither in the cluster nor as a file here"))
-            })?;
+            let text =
+                text.as_ref().or_else(|| template.map(|(record, _)| &record.text)).ok_or_else(|| {
+                    ApiError::not_found(format!(
+                        "unable to find unit {name}: neither in the cluster nor as a file here"
+                    ))
+                })?;
             let checked = check(name, text)?;
             warnings = render(name, &checked.warnings);
             UnitRecord::new(text.clone(), checked.file.hash())
@@ -130,8 +135,13 @@ fn plan(
             record.launch += 1;
         }
     }
-    let changed =
-        UnitChanged { name: name.clone(), created: current.is_none(), before, desired: record.desired, warnings };
+    let changed = UnitChanged {
+        name: name.clone(),
+        created: current.is_none(),
+        before,
+        desired: record.desired,
+        warnings,
+    };
     if current.is_some_and(|(current, _)| *current == record) {
         return Ok((changed, None));
     }
@@ -203,7 +213,13 @@ impl Service for Hub {
         }
         let gone = |name: UnitName| {
             let before = known.get(&name).map_or(DesiredState::Inactive, |(record, _)| record.desired);
-            UnitChanged { name, created: false, before, desired: DesiredState::Inactive, warnings: Vec::new() }
+            UnitChanged {
+                name,
+                created: false,
+                before,
+                desired: DesiredState::Inactive,
+                warnings: Vec::new(),
+            }
         };
         Ok(UnitsChanged { revision, units: units.into_iter().map(gone).collect() })
     }
@@ -222,15 +238,16 @@ impl Service for Hub {
             return Err(ApiError::not_found(format!("unit {unit} does not exist")));
         }
         let Some(scheduled) = cluster.schedule.get(unit) else {
-            return Err(ApiError::conflict(format!("unit {unit} does not appear to be loaded on any machine")));
+            return Err(ApiError::conflict(format!(
+                "unit {unit} does not appear to be loaded on any machine"
+            )));
         };
         if scheduled.contains_key(&self.machine.id) {
             return Ok(Place::Here);
         }
         let reachable = scheduled.keys().filter_map(|id| cluster.machines.get(id));
-        let mut addresses = reachable.filter_map(|record| {
-            Some(SocketAddr::new(record.address.into(), record.api_port?))
-        });
+        let mut addresses =
+            reachable.filter_map(|record| Some(SocketAddr::new(record.address.into(), record.api_port?)));
         addresses.next().map(Place::There).ok_or_else(|| {
             ApiError::unavailable(format!(
                 "{unit} runs on a machine whose API does not listen on the network; set [api] listen there"
@@ -253,7 +270,11 @@ async fn watch(store: Store, units: Vec<UnitName>, first: Cluster, sender: mpsc:
     let mut follow = store.follow(keys::MUSTER);
     loop {
         for name in &units {
-            let watched = Watched { name: name.clone(), unit: view(&current, name), leftover: leftover(&current, name) };
+            let watched = Watched {
+                name: name.clone(),
+                unit: view(&current, name),
+                leftover: leftover(&current, name),
+            };
             if told.get(name) != Some(&watched) {
                 told.insert(name.clone(), watched.clone());
                 if sender.send(watched).await.is_err() {
@@ -288,7 +309,11 @@ fn cluster(listing: &Listing) -> Cluster {
 fn view(cluster: &Cluster, name: &UnitName) -> Option<Unit> {
     let unit = cluster.units.get(name)?;
     let (schedule, states) = (cluster.schedule.get(name), cluster.states.get(name));
-    let on: BTreeSet<_> = schedule.into_iter().flat_map(BTreeMap::keys).chain(states.into_iter().flat_map(BTreeMap::keys)).collect();
+    let on: BTreeSet<_> = schedule
+        .into_iter()
+        .flat_map(BTreeMap::keys)
+        .chain(states.into_iter().flat_map(BTreeMap::keys))
+        .collect();
     let mut machines: Vec<_> = on
         .into_iter()
         .map(|id| {

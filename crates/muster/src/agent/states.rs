@@ -97,10 +97,11 @@ fn left_behind(items: &[registry::KeyValue], lease: LeaseId) -> States {
 }
 
 fn differences(machine: &Machine, published: &States, wanted: &States, lease: LeaseId) -> Vec<Write> {
-    let puts = wanted.iter().filter(|(unit, state)| published.get(*unit) != Some(*state)).map(|(unit, state)| {
-        let value = serde_json::to_vec(state).expect("states always render");
-        Write::Put { key: keys::state(&machine.id, unit), value: value.into(), lease: Some(lease) }
-    });
+    let puts =
+        wanted.iter().filter(|(unit, state)| published.get(*unit) != Some(*state)).map(|(unit, state)| {
+            let value = serde_json::to_vec(state).expect("states always render");
+            Write::Put { key: keys::state(&machine.id, unit), value: value.into(), lease: Some(lease) }
+        });
     let gone = published.keys().filter(|unit| !wanted.contains_key(*unit));
     let deletes = gone.map(|unit| Write::Delete(keys::state(&machine.id, unit)));
     puts.chain(deletes).collect()

@@ -33,8 +33,12 @@ const RESYNC: Duration = Duration::from_secs(60);
 /// After a failed ask: the first and the longest pause before it is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Where a local unit of the same name would be.
-const LOCAL: [&str; 4] =
-    ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+const LOCAL: [&str; 4] = [
+    "/etc/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 
 pub(super) struct Units {
     machine: Machine,
@@ -110,9 +114,17 @@ impl Units {
     }
 
     /// Runs until `stop`. Units go on running afterwards.
-    pub(super) async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) -> Result<()> {
-        let publisher =
-            states::publish(self.machine.clone(), self.store.clone(), self.lease.clone(), self.states.subscribe());
+    pub(super) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        stop: CancellationToken,
+    ) -> Result<()> {
+        let publisher = states::publish(
+            self.machine.clone(),
+            self.store.clone(),
+            self.lease.clone(),
+            self.states.subscribe(),
+        );
         let publisher = tokio::spawn(publisher);
         let mut schedule = self.store.follow(keys::schedule_of(&self.machine.id));
         let mut resync = tokio::time::interval(RESYNC);
@@ -216,7 +228,8 @@ impl Units {
                         self.errors.insert(unit.clone(), text.to_owned());
                     }
                     "timeout" => {
-                        self.errors.insert(unit.clone(), "its job waited too long in systemd's queue".to_owned());
+                        self.errors
+                            .insert(unit.clone(), "its job waited too long in systemd's queue".to_owned());
                     }
                     "done" => {
                         self.errors.remove(&unit);
@@ -476,7 +489,9 @@ fn recover(directory: &Path, journal: &Path) -> BTreeMap<UnitName, Done> {
     let noted: Option<BTreeMap<UnitName, Done>> = noted.and_then(|text| serde_json::from_str(&text).ok());
     let mut done = noted.unwrap_or_default();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let Some(unit) = entry.file_name().to_str().and_then(|name| name.parse::<UnitName>().ok()) else { continue };
+        let Some(unit) = entry.file_name().to_str().and_then(|name| name.parse::<UnitName>().ok()) else {
+            continue;
+        };
         let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
         let hash = unit::UnitFile::parse(&text).map(|file| file.hash()).unwrap_or_default();
         done.entry(unit).or_insert(Done { hash, launch: 0 });
@@ -496,10 +511,8 @@ async fn load_units(
         Ok(found) => found,
         Err(error) => return all_failed(units.into_keys(), &error),
     };
-    let mut records: HashMap<String, UnitRecord> = found
-        .into_iter()
-        .filter_map(|kv| Some((kv.key, serde_json::from_slice(&kv.value).ok()?)))
-        .collect();
+    let mut records: HashMap<String, UnitRecord> =
+        found.into_iter().filter_map(|kv| Some((kv.key, serde_json::from_slice(&kv.value).ok()?))).collect();
     let mut outcomes = BTreeMap::new();
     let mut paths = Vec::new();
     for (unit, hash) in units {
@@ -508,8 +521,12 @@ async fn load_units(
             None => Err("its unit file is not in the hub".to_owned()),
             Some(record) if record.hash != hash => Err("its unit file is being replaced".to_owned()),
             Some(record) => match local_unit(&unit) {
-                Some(local) => Err(format!("this machine has a unit of that name already: {}", local.display())),
-                None => write_file(&path, &record.text).map_err(|error| format!("{}: {error}", path.display())),
+                Some(local) => {
+                    Err(format!("this machine has a unit of that name already: {}", local.display()))
+                }
+                None => {
+                    write_file(&path, &record.text).map_err(|error| format!("{}: {error}", path.display()))
+                }
             },
         };
         if outcome.is_ok() {

@@ -68,7 +68,8 @@ fn alternatives(inner: &str) -> Option<Vec<String>> {
 fn range(inner: &str) -> Option<Vec<String>> {
     let (from, to) = inner.split_once("..")?;
     let (first, last): (i64, i64) = (from.parse().ok()?, to.parse().ok()?);
-    let padded = |text: &str| text.trim_start_matches('-').len() > 1 && text.trim_start_matches('-').starts_with('0');
+    let padded =
+        |text: &str| text.trim_start_matches('-').len() > 1 && text.trim_start_matches('-').starts_with('0');
     let width = if padded(from) || padded(to) { from.len().max(to.len()) } else { 0 };
     let count = usize::try_from(first.abs_diff(last)).ok()?.saturating_add(1).min(MAX);
     let step = if first <= last { 1 } else { -1 };

@@ -10,12 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use model::Revision;
 use registry::{Change, Guard, KeyValue, Store, StoreError, Write};
-use std::{
-    collections::BTreeSet,
-    io::Read,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io::Read, process::ExitCode, time::Duration};
 
 /// etcdctl's exit code for an answer that is an error.
 const REFUSED: u8 = 4;
@@ -262,7 +257,14 @@ async fn answer(store: &Store, command: KvCommand) -> Result<()> {
     }
 }
 
-async fn write(store: &Store, guards: &[Guard], key: &str, value: &str, ttl: u64, otherwise: u32) -> Result<()> {
+async fn write(
+    store: &Store,
+    guards: &[Guard],
+    key: &str,
+    value: &str,
+    ttl: u64,
+    otherwise: u32,
+) -> Result<()> {
     let lease = match ttl {
         0 => None,
         seconds => Some(store.grant(Duration::from_secs(seconds)).await?),
@@ -370,7 +372,9 @@ fn value_or_stdin(value: Option<String>) -> Result<String> {
         Some(value) => Ok(value),
         None => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("cannot read the value from standard input")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("cannot read the value from standard input")?;
             Ok(text.trim_end_matches('\n').to_owned())
         }
     }

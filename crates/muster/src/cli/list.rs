@@ -79,9 +79,12 @@ impl ListMachines {
             ("machine", |machine, full| short(machine.id.as_str(), full)),
             ("name", |machine, _| machine.name.clone()),
             ("ip", |machine, _| machine.address.to_string()),
-            ("subnet", |machine, _| machine.subnet.map_or_else(|| "-".to_owned(), |subnet| subnet.to_string())),
+            ("subnet", |machine, _| {
+                machine.subnet.map_or_else(|| "-".to_owned(), |subnet| subnet.to_string())
+            }),
             ("metadata", |machine, _| {
-                let pairs: Vec<_> = machine.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                let pairs: Vec<_> =
+                    machine.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
                 if pairs.is_empty() { "-".to_owned() } else { pairs.join(",") }
             }),
             ("version", |machine, _| machine.version.clone()),

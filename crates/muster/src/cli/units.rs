@@ -127,14 +127,17 @@ impl Order {
         let mut chosen = names(&self.units)?;
         if verb != Verb::Start {
             let list = client.units().await?;
-            let known = |name: &UnitName| list.units.iter().find(|unit| unit.name == *name).map(|unit| unit.desired);
+            let known =
+                |name: &UnitName| list.units.iter().find(|unit| unit.name == *name).map(|unit| unit.desired);
             match verb {
                 Verb::Stop | Verb::Unload => {
                     if let Some((_, unknown)) = chosen.iter().find(|(_, name)| known(name).is_none()) {
                         bail!("unit {unknown} does not exist (see `muster list-unit-files`)");
                     }
                     let inactive = |name: &UnitName| known(name) == Some(DesiredState::Inactive);
-                    if let Some((_, name)) = chosen.iter().find(|(_, name)| verb == Verb::Stop && inactive(name)) {
+                    if let Some((_, name)) =
+                        chosen.iter().find(|(_, name)| verb == Verb::Stop && inactive(name))
+                    {
                         bail!("unable to stop unit {name} in state inactive");
                     }
                     chosen.retain(|(_, name)| !inactive(name));
@@ -146,7 +149,12 @@ impl Order {
         let mut changes = Vec::new();
         for (path, name) in &chosen {
             let text = if matches!(verb, Verb::Load | Verb::Start) { local_file(path, name)? } else { None };
-            changes.push(UnitChange { name: name.clone(), text, desired: Some(verb.desired()), replace: self.replace });
+            changes.push(UnitChange {
+                name: name.clone(),
+                text,
+                desired: Some(verb.desired()),
+                replace: self.replace,
+            });
         }
         let changed = order(client, &self.units, changes).await?;
         let names: Vec<_> = changed.into_iter().map(|unit| unit.name).collect();
@@ -206,7 +214,9 @@ fn read(path: &str, name: &UnitName) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     match unit::check(name, &text) {
         Ok(_) => Ok(text),
-        Err(problem) => bail!("nothing was submitted, because of an error in a unit file\n{}", problem.render(path)),
+        Err(problem) => {
+            bail!("nothing was submitted, because of an error in a unit file\n{}", problem.render(path))
+        }
     }
 }
 
@@ -309,7 +319,8 @@ async fn wait(client: &Client, names: &[UnitName], verb: Verb, timeout: Duration
         }
     }
     for (name, progress) in &pending {
-        let (Progress::Waiting(text) | Progress::Stuck(text) | Progress::Done(text) | Progress::Failed(text)) = progress;
+        let (Progress::Waiting(text) | Progress::Stuck(text) | Progress::Done(text) | Progress::Failed(text)) =
+            progress;
         eprintln!("Unit {name} is not there after {}: {text}", humantime::format_duration(timeout));
         failed += 1;
     }
@@ -377,7 +388,9 @@ fn judge(verb: Verb, watched: &Watched) -> Progress {
         Verb::Start if state.launch < unit.launch => Progress::Waiting(format!("starting on {}", on.name)),
         Verb::Start => match state.active.as_str() {
             "active" | "reloading" => Progress::Done(format!("Unit {name} launched on {here}")),
-            "failed" => Progress::Failed(format!("{seen}; see `muster status {name}` and `muster journal {name}`")),
+            "failed" => {
+                Progress::Failed(format!("{seen}; see `muster status {name}` and `muster journal {name}`"))
+            }
             "inactive" => Progress::Done(format!("Unit {name} launched on {here}, and has ended")),
             _ => Progress::Waiting(seen),
         },

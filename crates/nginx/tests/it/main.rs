@@ -33,7 +33,10 @@ fn free_port() -> u16 {
 }
 
 fn start() -> Running {
-    assert!(Path::new(PROGRAM).exists(), "this test needs nginx: apt-get install --no-install-recommends nginx-light");
+    assert!(
+        Path::new(PROGRAM).exists(),
+        "this test needs nginx: apt-get install --no-install-recommends nginx-light"
+    );
     let directory = tempfile::tempdir().expect("a directory");
     let at = |name: &str| -> PathBuf { directory.path().join(name) };
     std::fs::create_dir(at("conf.d")).expect("made");
@@ -77,7 +80,11 @@ fn upstream(name: &'static str) -> String {
         for mut stream in listener.incoming().flatten() {
             let mut request = [0; 1024];
             let _ = stream.read(&mut request);
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}", name.len());
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}",
+                name.len()
+            );
         }
     });
     address
@@ -92,7 +99,8 @@ fn get(port: u16) -> Option<String> {
 }
 
 fn service(endpoints: &[(&str, &str)]) -> Vec<Service> {
-    let endpoints = endpoints.iter().map(|(i, e)| ((*i).to_owned(), e.parse().expect("an endpoint"))).collect();
+    let endpoints =
+        endpoints.iter().map(|(i, e)| ((*i).to_owned(), e.parse().expect("an endpoint"))).collect();
     vec![Service::new(&"someapp".parse().expect("a name"), &endpoints)]
 }
 
@@ -115,7 +123,10 @@ async fn nginx_follows_the_endpoints_and_survives_a_bad_file() {
 
     let error = nginx.apply("upstream broken {\n    nonsense;\n}\n").await.expect_err("nginx refuses it");
     let NginxError::Refused(said) = &error else { panic!("{error}") };
-    assert!(said.contains("unknown directive \"nonsense\"") && said.contains("conf.d/muster.conf:2"), "{said}");
+    assert!(
+        said.contains("unknown directive \"nonsense\"") && said.contains("conf.d/muster.conf:2"),
+        "{said}"
+    );
     assert_eq!(std::fs::read_to_string(&running.config.destination).expect("still there"), text);
     assert!(get(port).is_some(), "the old configuration still serves");
 

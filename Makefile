@@ -1,0 +1,41 @@
+# The two commands of the README, and what developers run. All need root and Debian 12 (or alike).
+
+SHELL := /bin/bash
+# Outside the clone, so that a fresh clone on a kept machine builds in seconds.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster-target
+STATIC := -- -C target-feature=+crt-static
+
+.PHONY: demo demo-down test lint bench setup
+
+# The story on four real machines; leaves the cluster running.
+demo: setup
+	@echo '== building (on a fresh machine this takes minutes) =='
+	cargo build --release --package muster --package story
+	cargo rustc --release --package someapp $(STATIC)
+	$(CARGO_TARGET_DIR)/release/demo
+
+# Removes everything that `make demo` left running.
+demo-down:
+	bin/lab down
+
+# Everything that is checked, on real systemd, Docker, etcd and nginx.
+test: setup
+	cargo xtask tidy
+	cargo build --package muster
+	cargo rustc --package someapp $(STATIC)
+	cargo test --workspace
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo xtask tidy
+
+# Figures beside the older systems'; rewrites bench/results.md.
+bench: setup
+	cargo build --release --package muster --package story
+	cargo rustc --release --package someapp $(STATIC)
+	$(CARGO_TARGET_DIR)/release/bench
+
+# Debian's packages, and cargo if there is none.
+setup:
+	@bin/setup
