@@ -36,6 +36,6 @@ bench: setup
 	cargo rustc --release --package someapp $(STATIC)
 	$(CARGO_TARGET_DIR)/release/bench
 
-# Debian's packages, and cargo if there is none.
+# Debian's packages.
 setup:
 	@bin/setup

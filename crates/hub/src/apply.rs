@@ -152,7 +152,9 @@ impl Apply {
             // It expired, so it exists.
             if let Ok(applied) = self.store.lease_revoke(id) {
                 let keys = applied.events.as_ref().map_or(0, |batch| batch.events.len());
-                info!(lease = %id, keys, "lease expired");
+                if keys > 0 {
+                    info!(lease = %id, keys, "lease expired");
+                }
                 self.turn.take(applied);
             }
         }

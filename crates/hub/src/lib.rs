@@ -101,7 +101,7 @@ pub enum HubError {
         #[source]
         source: Box<redb::Error>,
     },
-    /// The data was written by a newer version.
+    /// The data was written by another version.
     #[error("{path} has format {found}, this version knows {known}")]
     Format {
         /// The file.

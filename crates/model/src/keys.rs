@@ -4,6 +4,8 @@ use crate::{MachineId, ServiceName, Subnet, UnitName};
 
 /// Everything of our own.
 pub const MUSTER: &str = "/muster/v1/";
+/// Which cluster this hub is of: an id that every machine notes when it joins.
+pub const CLUSTER: &str = "/muster/v1/cluster";
 /// Presence of machines: `<id>` → [`crate::MachineRecord`], under the machine's lease.
 pub const MACHINES: &str = "/muster/v1/machines/";
 /// Units: `<unit>` → [`crate::UnitRecord`].

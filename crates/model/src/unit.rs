@@ -1,6 +1,6 @@
 //! Unit names (systemd.unit(5), with fleet's limits) and the hub's records about units.
 
-use crate::{MachineId, RECORD_VERSION, Revision, Unknown};
+use crate::{RECORD_VERSION, Revision, Unknown};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -269,17 +269,6 @@ pub struct UnitState {
     /// What went wrong when the agent tried to load or start it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-}
-
-/// A unit's state together with where it was seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnitStateOn {
-    /// Which unit.
-    pub unit: UnitName,
-    /// On which machine.
-    pub machine: MachineId,
-    /// What systemd says there.
-    pub state: UnitState,
 }
 
 #[cfg(test)]

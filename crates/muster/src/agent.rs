@@ -6,6 +6,8 @@
 
 /// The engine's election and its decisions' way to the hub.
 mod engine;
+/// Which cluster the hub is of.
+mod identity;
 /// The cluster network of this machine.
 mod overlay;
 /// This machine's record in the hub.
@@ -217,6 +219,9 @@ async fn serve(
     let _ = std::fs::remove_file(SOCKET);
     let listener = UnixListener::bind(SOCKET).with_context(|| format!("cannot listen on {SOCKET}"))?;
     std::fs::set_permissions(SOCKET, Permissions::from_mode(0o660))?;
+    if let Some(group) = group("muster") {
+        std::os::unix::fs::chown(SOCKET, None, Some(group))?;
+    }
     let (unix, token) = (service.clone(), stop.clone());
     roles.spawn(async move {
         api::serve(unix, listener, token).await.context("the API on the unix socket failed")
@@ -232,18 +237,25 @@ async fn serve(
     Ok(())
 }
 
+/// The number of a group, if the machine has it: its members may use the API.
+fn group(name: &str) -> Option<u32> {
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    let line = groups.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split(':').nth(2)?.parse().ok()
+}
+
 /// SIGTERM and SIGINT.
-struct Signals {
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -64,15 +64,15 @@ enum Command {
     /// Stop units; they stay on their machines.
     ///
     /// Example: muster stop someapp@3
-    Stop(units::Order),
+    Stop(units::Halt),
     /// Stop units and take them off their machines; they stay known.
     ///
     /// Example: muster unload someapp@3
-    Unload(units::Order),
+    Unload(units::Halt),
     /// Stop units and forget them.
     ///
     /// Example: muster destroy 'someapp@{1..4}'
-    Destroy(units::Destroy),
+    Destroy(units::Halt),
     /// Print a unit's file as the cluster has it.
     ///
     /// Example: muster cat someapp@1
@@ -161,7 +161,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Start(verb) => verb.run(client, units::Verb::Start).await,
         Command::Stop(verb) => verb.run(client, units::Verb::Stop).await,
         Command::Unload(verb) => verb.run(client, units::Verb::Unload).await,
-        Command::Destroy(verb) => verb.run(client).await,
+        Command::Destroy(verb) => verb.run(client, units::Verb::Destroy).await,
         Command::Cat(verb) => verb.run(client).await,
         Command::Status(verb) => verb.run(client).await,
         Command::Journal(verb) => verb.run(client).await,
@@ -202,12 +202,12 @@ fn log() {
 async fn hub(args: HubArgs) -> Result<ExitCode> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let config = hub::HubConfig { data_dir: args.data_dir, listen: args.listen, advertise: None, name };
+    let mut signals = agent::Signals::new()?;
     let mut hub = hub::Hub::start(config).await?;
     tracing::info!(address = %hub.address(), "hub serves");
     tokio::select! {
         error = hub.finished() => Err(error.into()),
-        signal = tokio::signal::ctrl_c() => {
-            signal?;
+        () = signals.end() => {
             hub.shutdown().await;
             Ok(ExitCode::SUCCESS)
         }

@@ -180,7 +180,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 21] = [
+pub const FIELDS: [(&str, &str); 22] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -202,6 +202,7 @@ pub const FIELDS: [(&str, &str); 21] = [
     ("router.nginx.destination", "\"/etc/nginx/conf.d/muster.conf\""),
     ("router.nginx.main", "\"/etc/nginx/nginx.conf\""),
     ("router.nginx.pid-file", "\"/run/nginx.pid\""),
+    ("router.nginx.program", "\"/usr/sbin/nginx\""),
 ];
 
 /// A configuration and where each of its values comes from.
@@ -238,9 +239,13 @@ fn parse(text: &str, name: &str, environment: impl Fn(&str) -> Option<String>) -
         }
         let variable = format!("MUSTER_{}", field.replace(['.', '-'], "_").to_uppercase());
         if let Some(value) = environment(&variable) {
-            set(&mut table, &parts, &value);
+            // A text that happens to look like TOML (a machine called 7) is still a text where one is wanted.
+            set(&mut table, &parts, as_toml(&value));
             if let Err(error) = table.clone().try_into::<Config>() {
-                bail!("the variable {variable}={value} does not fit: {}", error.message());
+                set(&mut table, &parts, toml::Value::String(value.clone()));
+                if table.clone().try_into::<Config>().is_err() {
+                    bail!("the variable {variable}={value} does not fit: {}", error.message());
+                }
             }
             origins.insert(field.to_owned(), Origin::Environment(variable));
         }
@@ -256,12 +261,15 @@ pub fn lookup<'a>(table: &'a toml::Table, parts: &[&str]) -> Option<&'a toml::Va
     section.get(*last)
 }
 
-/// Sets a field to TOML where the text is TOML, to the text itself where it is not.
-fn set(table: &mut toml::Table, parts: &[&str], text: &str) {
-    let value = toml::from_str::<toml::Table>(&format!("value = {text}"))
+/// TOML where the text is TOML, the text itself where it is not.
+fn as_toml(text: &str) -> toml::Value {
+    toml::from_str::<toml::Table>(&format!("value = {text}"))
         .ok()
         .and_then(|mut parsed| parsed.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(text.to_owned()));
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+fn set(table: &mut toml::Table, parts: &[&str], value: toml::Value) {
     let Some((last, sections)) = parts.split_last() else { return };
     let section = sections.iter().try_fold(table, |table, part| {
         table.entry(*part).or_insert_with(|| toml::Value::Table(toml::Table::new())).as_table_mut()
@@ -310,6 +318,8 @@ mod tests {
         let error = said("[hub]\nendpoint = []\n");
         assert!(error.contains("line 2") && error.contains("unknown field `endpoint`"), "{error}");
         assert!(said("[agent]\nlease-ttl = 5\n").contains("line 2"));
+        let named = with("", &[("MUSTER_MACHINE_NAME", "7")]).expect("a name");
+        assert_eq!(named.config.machine.name.as_deref(), Some("7"));
         let error = with("", &[("MUSTER_HUB_LISTEN", "here")]).expect_err("no address").to_string();
         assert!(error.contains("MUSTER_HUB_LISTEN=here"), "{error}");
     }

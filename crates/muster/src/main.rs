@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let name = std::path::Path::new(&called).file_name().unwrap_or_default();
     let outcome = if name == "etcdctl" { cli::etcdctl() } else { cli::run() };
     outcome.unwrap_or_else(|error| {
-        eprintln!("muster: {error:#}");
+        eprintln!("{}: {error:#}", name.to_string_lossy());
         ExitCode::FAILURE
     })
 }

@@ -1,10 +1,14 @@
 //! The hub over the network, by `etcd-client`: the same code whether Muster's hub or an etcd cluster answers.
 
-use crate::store::{CALL_TIMEOUT, Change, Changes, Guard, KeyValue, Listing, Outcome, StoreError, Write};
+use crate::store::{
+    CALL_TIMEOUT, Change, Changes, Guard, KeyValue, Listing, MAX_TXN_OPS, Outcome, StoreError, Write,
+};
 use bytes::Bytes;
 use etcd_client as ec;
 use model::{LeaseId, Revision};
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tonic::{Code, ConnectError};
 
 /// etcd answers pings that come faster than every 5 s with GOAWAY.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -12,6 +16,14 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A machine on the same network accepts a connection in milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The channel keeps a failed connection's error for the next call, however much later that comes. So the first
+/// such error says little, and the second that nobody is there.
+const CONNECTS: u32 = 2;
+/// With several endpoints the channel picks one at random, a dead one as gladly as the others: of two, one dead,
+/// this many picks in a row miss the other once in 65 000 calls.
+const CONNECTS_OF_SEVERAL: u32 = 16;
+/// A connection that is refused is refused at once. What takes longer has been waited for, and is not tried again.
+const CONNECT_AGAIN_WITHIN: Duration = Duration::from_millis(500);
 
 /// Connections to an etcd v3 endpoint.
 #[derive(Clone)]
@@ -36,20 +48,42 @@ impl Etcd {
         Ok(Self { client: Arc::new(client), endpoints: names })
     }
 
-    /// Every call has a deadline, and its errors name the endpoints.
-    async fn call<T>(&self, call: impl Future<Output = Result<T, ec::Error>>) -> Result<T, StoreError> {
-        match tokio::time::timeout(CALL_TIMEOUT, call).await {
-            Err(_) => Err(StoreError::Timeout { endpoints: self.endpoints.to_string() }),
+    /// tonic takes 4 MiB unless told otherwise; the hub does not split a listing or a transaction.
+    fn kv(&self) -> ec::KvClient {
+        self.client.kv_client().max_decoding_message_size(usize::MAX)
+    }
+
+    /// Every call has a deadline, and its errors name the endpoints. Tried again is only what was never sent.
+    async fn call<T, F>(&self, call: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, ec::Error>>,
+    {
+        let start = Instant::now();
+        let mut left = if self.endpoints.contains(',') { CONNECTS_OF_SEVERAL } else { CONNECTS };
+        let answer = async {
+            loop {
+                left -= 1;
+                match call().await {
+                    Err(error)
+                        if left > 0 && never_connected(&error) && start.elapsed() < CONNECT_AGAIN_WITHIN => {}
+                    answer => return answer,
+                }
+            }
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, answer).await {
+            Err(_) => Err(self.late()),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.explain(error)),
         }
     }
 
+    fn late(&self) -> StoreError {
+        StoreError::Timeout { endpoints: self.endpoints.to_string() }
+    }
+
     fn explain(&self, error: ec::Error) -> StoreError {
-        // gRPC's UNAVAILABLE: the transport's way to say that nobody answered.
-        const UNAVAILABLE: i32 = 14;
         match &error {
-            ec::Error::GRpcStatus(status) if status.code() as i32 != UNAVAILABLE => {
+            ec::Error::GRpcStatus(status) if is_answer(status) => {
                 StoreError::Refused(status.message().to_owned())
             }
             _ => StoreError::Unreachable { endpoints: self.endpoints.to_string(), reason: reason(&error) },
@@ -57,23 +91,37 @@ impl Etcd {
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        let mut answer = self.call(self.client.kv_client().get(key, None)).await?;
+        let mut answer = self.call(|| async { self.kv().get(key, None).await }).await?;
         Ok(answer.take_kvs().into_iter().next().and_then(key_value))
     }
 
     pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<KeyValue>, StoreError> {
-        let gets: Vec<_> = keys.iter().map(|key| ec::TxnOp::get(key.as_str(), None)).collect();
-        let answer = self.call(self.client.kv_client().txn(ec::Txn::new().and_then(gets))).await?;
-        let found = answer.op_responses().into_iter().filter_map(|response| match response {
-            ec::TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next().and_then(key_value),
-            _ => None,
-        });
-        Ok(found.collect())
+        self.call(|| async {
+            let mut kv = self.kv();
+            let mut found = Vec::new();
+            // The first transaction reads now (0) and tells when that is; the others read at that revision.
+            let mut at = 0;
+            for keys in keys.chunks(MAX_TXN_OPS) {
+                let options = Some(ec::GetOptions::new().with_revision(at));
+                let gets: Vec<_> =
+                    keys.iter().map(|key| ec::TxnOp::get(key.as_str(), options.clone())).collect();
+                let answer = kv.txn(ec::Txn::new().and_then(gets)).await?;
+                if at == 0 {
+                    at = revision(answer.header()).0;
+                }
+                found.extend(answer.op_responses().into_iter().filter_map(|response| match response {
+                    ec::TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next().and_then(key_value),
+                    _ => None,
+                }));
+            }
+            Ok(found)
+        })
+        .await
     }
 
     pub(crate) async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         let options = Some(ec::GetOptions::new().with_prefix());
-        let mut answer = self.call(self.client.kv_client().get(prefix, options)).await?;
+        let mut answer = self.call(|| async { self.kv().get(prefix, options.clone()).await }).await?;
         let revision = revision(answer.header());
         Ok(Listing { revision, items: answer.take_kvs().into_iter().filter_map(key_value).collect() })
     }
@@ -102,23 +150,22 @@ impl Etcd {
             })
             .collect();
         let txn = ec::Txn::new().when(compares).and_then(operations);
-        let answer = self.call(self.client.kv_client().txn(txn)).await?;
+        let answer = self.call(|| async { self.kv().txn(txn.clone()).await }).await?;
         Ok(Outcome { committed: answer.succeeded(), revision: revision(answer.header()) })
     }
 
     pub(crate) async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         let seconds = ttl.as_secs_f64().ceil() as i64;
-        let answer = self.call(self.client.lease_client().grant(seconds, None)).await?;
+        let answer = self.call(|| async { self.client.lease_client().grant(seconds, None).await }).await?;
         Ok(LeaseId(answer.id()))
     }
 
     pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.call(self.client.lease_client().revoke(lease.0)).await.map(drop)
+        self.call(|| async { self.client.lease_client().revoke(lease.0).await }).await.map(drop)
     }
 
     pub(crate) async fn keeper(&self, lease: LeaseId) -> Result<Keeper, StoreError> {
-        let mut client = self.client.lease_client();
-        let opened = self.call(client.keep_alive(lease.0)).await;
+        let opened = self.call(|| async { self.client.lease_client().keep_alive(lease.0).await }).await;
         match opened {
             Ok(stream) => Ok(Keeper { lease, stream: Box::new(stream), etcd: self.clone() }),
             // The client turns "time to live 0" on the first answer into a refusal of its own.
@@ -131,9 +178,16 @@ impl Etcd {
 
     pub(crate) async fn watch(&self, prefix: &str, from: Revision) -> Result<EtcdWatch, StoreError> {
         let options = ec::WatchOptions::new().with_prefix().with_start_revision(from.0);
-        let mut client = self.client.watch_client();
-        let stream = self.call(client.watch(prefix, Some(options))).await?;
-        Ok(EtcdWatch { stream: Box::new(stream), etcd: self.clone() })
+        let opened = self.call(|| async {
+            let mut client = self.client.watch_client().max_decoding_message_size(usize::MAX);
+            let mut stream = client.watch(prefix, Some(options.clone())).await?;
+            // The hub's word that it watches: before it, "now" has not been decided.
+            let created = stream.message().await?;
+            Ok((Box::new(stream), created))
+        });
+        let (stream, created) = opened.await?;
+        read(created)?;
+        Ok(EtcdWatch { stream, etcd: self.clone() })
     }
 }
 
@@ -151,7 +205,8 @@ impl Keeper {
             sender.keep_alive().await?;
             answers.message().await
         };
-        match self.etcd.call(exchange).await? {
+        let answer = tokio::time::timeout(CALL_TIMEOUT, exchange).await.map_err(|_| self.etcd.late())?;
+        match answer.map_err(|error| self.etcd.explain(error))? {
             Some(answer) if answer.ttl() > 0 => Ok(()),
             Some(_) => Err(StoreError::LeaseEnded(self.lease)),
             None => Err(StoreError::Unreachable {
@@ -172,21 +227,30 @@ impl EtcdWatch {
     pub(crate) async fn next(&mut self) -> Result<Changes, StoreError> {
         loop {
             let answer = self.stream.message().await.map_err(|error| self.etcd.explain(error))?;
-            let Some(answer) = answer else {
-                return Err(StoreError::WatchEnded("the hub closed the stream".to_owned()));
-            };
-            if answer.compact_revision() > 0 {
-                return Err(StoreError::Compacted(Revision(answer.compact_revision())));
-            }
-            if answer.canceled() {
-                return Err(StoreError::WatchEnded(answer.cancel_reason().to_owned()));
-            }
-            let changes: Vec<_> = answer.events().iter().filter_map(change).collect();
-            if !changes.is_empty() {
-                return Ok(Changes { revision: revision(answer.header()), changes });
+            if let Some(changes) = read(answer)? {
+                return Ok(changes);
             }
         }
     }
+}
+
+/// What an answer on a watch's stream says, if it says something.
+fn read(answer: Option<ec::WatchResponse>) -> Result<Option<Changes>, StoreError> {
+    let Some(answer) = answer else {
+        return Err(StoreError::WatchEnded("the hub closed the stream".to_owned()));
+    };
+    if answer.compact_revision() > 0 {
+        return Err(StoreError::Compacted(Revision(answer.compact_revision())));
+    }
+    if answer.canceled() {
+        return Err(StoreError::WatchEnded(answer.cancel_reason().to_owned()));
+    }
+    // Not the header's revision: a long replay comes in parts, and each part's header has the hub's present one.
+    let Some(last) = answer.events().last().and_then(ec::Event::kv).map(ec::KeyValue::mod_revision) else {
+        return Ok(None);
+    };
+    let changes: Vec<_> = answer.events().iter().filter_map(change).collect();
+    Ok((!changes.is_empty()).then_some(Changes { revision: Revision(last), changes }))
 }
 
 fn change(event: &ec::Event) -> Option<Change> {
@@ -214,11 +278,31 @@ fn revision(header: Option<&ec::ResponseHeader>) -> Revision {
     Revision(header.map_or(0, ec::ResponseHeader::revision))
 }
 
+/// Whether the hub itself said so. A status with a source was made on this side, of a connection that broke; and
+/// with these codes the hub says that it could not attend to the call.
+fn is_answer(status: &tonic::Status) -> bool {
+    status.source().is_none()
+        && !matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded)
+}
+
+/// Whether there was no connection to send it on.
+fn never_connected(error: &ec::Error) -> bool {
+    let ec::Error::GRpcStatus(status) = error else { return false };
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The innermost cause: "Connection refused" says more than "transport error".
 fn reason(error: &ec::Error) -> String {
-    let mut cause: &dyn std::error::Error = match error {
+    let mut cause: &dyn Error = match error {
         ec::Error::TransportError(error) => error,
-        ec::Error::GRpcStatus(status) => match std::error::Error::source(status) {
+        ec::Error::GRpcStatus(status) => match status.source() {
             Some(source) => source,
             None => return status.message().to_owned(),
         },

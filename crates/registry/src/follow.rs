@@ -75,6 +75,7 @@ async fn run(store: Store, prefix: String, sender: mpsc::Sender<Delta>) {
                 } else if !lost {
                     warn!(%prefix, %error, "hub lost, keeping what is known");
                     lost = true;
+                    pause = BACKOFF.0;
                     if sender.send(Delta::Lost).await.is_err() {
                         return;
                     }

@@ -162,7 +162,8 @@ impl Memory {
 
     pub(crate) fn watch(&self, prefix: &str, from: Revision) -> Result<MemoryWatch, StoreError> {
         let range = KeyRange::prefix(prefix.to_owned());
-        Ok(MemoryWatch { memory: self.clone(), range, next: from, news: self.0.revision.subscribe() })
+        let next = if from.0 == 0 { Revision(self.state().store.revision().0).next() } else { from };
+        Ok(MemoryWatch { memory: self.clone(), range, next, news: self.0.revision.subscribe() })
     }
 }
 
@@ -192,10 +193,8 @@ impl MemoryWatch {
     pub(crate) async fn next(&mut self) -> Result<Changes, StoreError> {
         loop {
             self.news.borrow_and_update();
-            let (revision, changes) = self.read()?;
-            self.next = revision.next();
-            if !changes.is_empty() {
-                return Ok(Changes { revision, changes });
+            if let Some(changes) = self.read()? {
+                return Ok(changes);
             }
             if self.news.changed().await.is_err() {
                 return Err(StoreError::WatchEnded("the hub is gone".to_owned()));
@@ -203,19 +202,29 @@ impl MemoryWatch {
         }
     }
 
-    fn read(&self) -> Result<(Revision, Vec<Change>), StoreError> {
+    fn read(&mut self) -> Result<Option<Changes>, StoreError> {
         let state = self.memory.state();
         let history = state
             .store
             .history(mvcc::Revision(self.next.0))
             .map_err(|_| StoreError::Compacted(Revision(state.store.compacted().0)))?;
-        let events = history.flat_map(|batch| &batch.events);
-        let ours = events.filter(|event| self.range.contains(&event.kv.key));
-        let changes = ours.filter_map(|event| match event.kind {
-            EventKind::Put => key_value(event.kv.clone()).map(Change::Put),
-            EventKind::Delete => Some(Change::Delete { key: text(&event.kv.key)? }),
-        });
-        Ok((Revision(state.store.revision().0), changes.collect()))
+        let (mut revision, mut changes) = (self.next, Vec::new());
+        for event in history.flat_map(|batch| &batch.events) {
+            if self.range.contains(&event.kv.key) {
+                revision = Revision(event.kv.mod_revision.0);
+                changes.extend(change(event));
+            }
+        }
+        // Not back to the present, if this watch begins in the future.
+        self.next = self.next.max(Revision(state.store.revision().0).next());
+        Ok((!changes.is_empty()).then_some(Changes { revision, changes }))
+    }
+}
+
+fn change(event: &mvcc::Event) -> Option<Change> {
+    match event.kind {
+        EventKind::Put => key_value(event.kv.clone()).map(Change::Put),
+        EventKind::Delete => Some(Change::Delete { key: text(&event.kv.key)? }),
     }
 }
 

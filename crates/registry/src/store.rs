@@ -64,7 +64,7 @@ impl Change {
 /// Changes that belong together: all of a revision's, and perhaps several revisions'.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changes {
-    /// The hub's revision when it sent this.
+    /// That of the last of them. A watch from the next one goes on without a gap.
     pub revision: Revision,
     /// In the order in which they happened.
     pub changes: Vec<Change>,
@@ -181,13 +181,9 @@ impl Store {
         both!(self, inner => inner.get(key).await)
     }
 
-    /// The values of those of `keys` that exist, all read at one revision.
+    /// The values of those of `keys` that exist, in this order, all read at one revision.
     pub async fn get_many(&self, keys: &[String]) -> Result<Vec<KeyValue>, StoreError> {
-        let mut found = Vec::new();
-        for chunk in keys.chunks(MAX_TXN_OPS) {
-            found.extend(both!(self, inner => inner.get_many(chunk).await)?);
-        }
-        Ok(found)
+        both!(self, inner => inner.get_many(keys).await)
     }
 
     /// Every key that begins with `prefix`.
@@ -230,7 +226,8 @@ impl Store {
         }
     }
 
-    /// What happens to keys that begin with `prefix`, from revision `from` on.
+    /// What happens to keys that begin with `prefix`, from revision `from` on, which may be in the future. As in
+    /// etcd's API, revision 0 is now.
     pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         match self {
             Self::Etcd(inner) => inner.watch(prefix, from).await.map(Watch::Etcd),

@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The section's name.
 pub(crate) const SECTION: &str = "X-Fleet";
-/// Keys that are Muster's own; other crates read them.
-const OWN: [&str; 2] = ["OnPartition", "Register"];
+/// Keys that have a meaning in fleet or in a later Muster, and that nothing carries out yet.
+const IDLE: [&str; 3] = ["OnPartition", "Register", "Replaces"];
 /// What an unknown key may have been meant to be.
 const KNOWN: [&str; 13] = [
     "MachineID",
@@ -29,8 +29,8 @@ const KNOWN: [&str; 13] = [
     "Conflicts",
     "Replaces",
     "Global",
-    OWN[0],
-    OWN[1],
+    "OnPartition",
+    "Register",
     "X-Conflicts",
     "X-ConditionMachineID",
     "X-ConditionMachineBootID",
@@ -126,8 +126,13 @@ pub(crate) fn belongs_here(name: &str) -> bool {
 
 impl Reader<'_> {
     fn option(&mut self, option: &UnitOption) -> Result<(), Problem> {
+        if IDLE.contains(&option.name.as_str()) {
+            let message = format!("`{}` is not carried out yet", option.name);
+            let remedy = "it is kept, and has no effect".to_owned();
+            self.warnings.push(self.file.problem(option.name_place(), message, remedy));
+        }
         let Some(key) = Key::of(&option.name) else {
-            if !OWN.contains(&option.name.as_str()) {
+            if !IDLE.contains(&option.name.as_str()) {
                 self.warn_unknown(option);
             }
             return Ok(());
@@ -489,6 +494,7 @@ mod tests {
                 "{lines}: {warnings:?}"
             );
         }
-        assert_eq!(read_in("a.service", "OnPartition=stop\nRegister=web:80").expect("ours").1, []);
+        let idle = read_in("a.service", "OnPartition=stop\nRegister=web:80").expect("ours").1;
+        assert!(idle.len() == 2 && idle[0].to_string().contains("not carried out yet"), "{idle:?}");
     }
 }

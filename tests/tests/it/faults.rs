@@ -97,6 +97,13 @@ fn a_hub_that_is_away_stops_nothing_and_nobody_is_declared_dead_when_it_is_back(
     assert!(!verdict.success() && verdict.stderr.contains("no Muster daemon answers"), "{}", verdict.stderr);
     // Three times as long as a machine's lease.
     thread::sleep(Duration::from_secs(15));
+    let m2 = cluster.lab.machine("m2").expect("known");
+    let verdict = m2.exec(&["muster", "list-units"]).expect("runs");
+    assert!(
+        !verdict.success() && verdict.stderr.contains("the hub at http://10.96.0.1:2379"),
+        "{}",
+        verdict.stderr
+    );
     let page = cluster.page().expect("nginx serves on");
     assert!(page.contains("someapp@"));
     m1.exec_ok(&["systemctl", "start", "muster"]).expect("started");
@@ -135,4 +142,31 @@ fn a_partitioned_machine_heals_to_one_copy() {
         Ok(copies == 1 && !active(&victim.unit)? && cluster.list("machines")?.len() == 3)
     })
     .expect("it heals");
+}
+
+#[test]
+fn a_hub_that_lost_its_data_stops_nothing() {
+    let _alone = alone();
+    let cluster = Lab::up(2);
+    cluster.sh("printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >one@.service && muster submit one@.service").expect("submitted");
+    cluster.muster(&["start", "one@{1..2}"]).expect("active");
+    let before = fingerprints(&cluster);
+    assert_eq!(before.len(), 2);
+    let m1 = cluster.m1();
+    m1.exec_ok(&["sh", "-c", "systemctl stop muster; rm -r /var/lib/muster/hub; systemctl start muster"])
+        .expect("wiped");
+    for machine in cluster.lab.machines() {
+        eventually("the agent says what is wrong", || {
+            let journal = machine.exec_ok(&["journalctl", "--unit=muster", "--no-pager"])?;
+            Ok(journal.contains("has lost its data or is new"))
+        })
+        .expect("it does");
+        for unit in before.keys().filter(|unit| unit.ends_with(machine.name())) {
+            let unit = unit.split(' ').next().expect("a name");
+            assert!(
+                machine.exec(&["systemctl", "is-active", unit]).expect("asked").success(),
+                "{unit} was stopped"
+            );
+        }
+    }
 }

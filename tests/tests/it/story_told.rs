@@ -1,4 +1,4 @@
-//! DESIGN's story: four copies with their sidekicks, addresses across machines, keys, nginx, a dead machine.
+//! The story: four copies with their sidekicks, addresses across machines, keys, nginx, a dead machine.
 
 use crate::{Lab, alone};
 use std::collections::{BTreeMap, BTreeSet};

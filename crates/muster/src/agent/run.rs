@@ -8,7 +8,7 @@ use api::{
 };
 use bytes::Bytes;
 use model::UnitName;
-use std::{os::unix::process::ExitStatusExt, process::Stdio};
+use std::{os::unix::process::ExitStatusExt, process::Stdio, time::Duration};
 use systemd::Systemd;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -18,6 +18,9 @@ use tokio::{
 
 /// Frames on their way to a slow reader, each of 64 KiB at most; then the program's own pipe fills up and it waits.
 const BUFFER: usize = 8;
+
+/// Docker answers within milliseconds, or it is in trouble.
+const INSPECT: Duration = Duration::from_secs(10);
 
 /// Starts it. It is killed when the receiver is dropped.
 pub(super) async fn start(
@@ -141,7 +144,9 @@ fn container_name<'a>(arguments: impl Iterator<Item = &'a str>) -> Option<String
 }
 
 async fn container_pid(container: &str) -> Result<String, ApiError> {
-    let inspect = program("docker", ["inspect", "--format", "{{.State.Pid}}", container]).output().await;
+    let mut inspect = program("docker", ["inspect", "--format", "{{.State.Pid}}", container]);
+    let inspect = tokio::time::timeout(INSPECT, inspect.kill_on_drop(true).output()).await;
+    let inspect = inspect.map_err(|_| ApiError::unavailable("docker does not answer"))?;
     let output =
         inspect.map_err(|error| ApiError { code: 500, message: format!("cannot run docker: {error}") })?;
     let pid = String::from_utf8_lossy(&output.stdout).trim().to_owned();

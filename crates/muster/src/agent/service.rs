@@ -1,7 +1,7 @@
 //! What the API answers: the hub's records as the wire's types, and orders as transactions on the hub.
 //!
-//! Invariants: a list is read at one revision; an order is checked as a whole before anything is written, and is
-//! written only if nobody changed the same units meanwhile.
+//! Invariants: a list is read at one revision; an order is checked as a whole before anything is written. Up to
+//! [`CHUNK`] units change in one transaction, and only if nobody changed them meanwhile.
 
 use super::{Machine, run};
 use api::{
@@ -47,28 +47,33 @@ impl Hub {
         Ok((cluster(&listing), listing.revision))
     }
 
-    /// One attempt to make all of `changes`; `None` when somebody else was faster.
-    async fn try_change(&self, changes: &[UnitChange]) -> Result<Option<UnitsChanged>, ApiError> {
-        let known = self
-            .known(changes.iter().flat_map(|change| [Some(change.name.clone()), change.name.template()]))
-            .await?;
-        let mut planned = Vec::new();
-        let mut answer = Vec::new();
+    /// What `changes` come to on what the hub has now; nothing is written.
+    async fn plan(
+        &self,
+        changes: &[UnitChange],
+    ) -> Result<(Vec<UnitChanged>, Vec<(Guard, Write)>), ApiError> {
+        let names = changes.iter().flat_map(|change| [Some(change.name.clone()), change.name.template()]);
+        let known = self.known(names).await?;
+        let (mut answer, mut planned) = (Vec::new(), Vec::new());
         for change in changes {
             let (changed, write) = plan(change, &known)?;
             answer.push(changed);
             planned.extend(write);
         }
-        let mut revision = Revision(0);
-        for chunk in planned.chunks(CHUNK) {
-            let (guards, writes): (Vec<_>, Vec<_>) = chunk.iter().cloned().unzip();
+        Ok((answer, planned))
+    }
+
+    /// Makes `changes`, few enough for one transaction, as often as somebody else is faster.
+    async fn make(&self, changes: &[UnitChange]) -> Result<UnitsChanged, ApiError> {
+        for _ in 0..ATTEMPTS {
+            let (units, planned) = self.plan(changes).await?;
+            let (guards, writes): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
             let outcome = self.store.commit(&guards, &writes).await.map_err(unavailable)?;
-            if !outcome.committed {
-                return Ok(None);
+            if outcome.committed {
+                return Ok(UnitsChanged { revision: outcome.revision, units });
             }
-            revision = outcome.revision;
         }
-        Ok(Some(UnitsChanged { revision, units: answer }))
+        Err(ApiError::conflict("somebody else keeps changing these units; try again"))
     }
 
     async fn known(
@@ -191,12 +196,15 @@ impl Service for Hub {
         if let Some(twice) = changes.iter().find(|change| !seen.insert(&change.name)) {
             return Err(ApiError::bad_request(format!("unit {} is given twice", twice.name)));
         }
-        for _ in 0..ATTEMPTS {
-            if let Some(changed) = self.try_change(&changes).await? {
-                return Ok(changed);
-            }
+        // A mistake in the last of them must not come up after the first was written.
+        self.plan(&changes).await?;
+        let mut changed = UnitsChanged { revision: Revision(0), units: Vec::new() };
+        for chunk in changes.chunks(CHUNK) {
+            let made = self.make(chunk).await?;
+            changed.revision = made.revision;
+            changed.units.extend(made.units);
         }
-        Err(ApiError::conflict("somebody else keeps changing these units; try again"))
+        Ok(changed)
     }
 
     async fn destroy(&self, units: Vec<UnitName>) -> Result<UnitsChanged, ApiError> {
@@ -245,12 +253,17 @@ impl Service for Hub {
         if scheduled.contains_key(&self.machine.id) {
             return Ok(Place::Here);
         }
-        let reachable = scheduled.keys().filter_map(|id| cluster.machines.get(id));
+        let mut reachable = scheduled.keys().filter_map(|id| cluster.machines.get(id)).peekable();
+        if reachable.peek().is_none() {
+            return Err(ApiError::unavailable(format!(
+                "{unit} is on a machine that is gone just now; try again"
+            )));
+        }
         let mut addresses =
             reachable.filter_map(|record| Some(SocketAddr::new(record.address.into(), record.api_port?)));
         addresses.next().map(Place::There).ok_or_else(|| {
             ApiError::unavailable(format!(
-                "{unit} runs on a machine whose API does not listen on the network; set [api] listen there"
+                "{unit} is on a machine whose API does not listen on the network; set [api] listen there"
             ))
         })
     }
@@ -367,5 +380,5 @@ fn leftover(cluster: &Cluster, name: &UnitName) -> Vec<String> {
 }
 
 fn unavailable(error: StoreError) -> ApiError {
-    ApiError::unavailable(format!("no answer from the hub: {error}"))
+    ApiError::unavailable(error)
 }

@@ -5,7 +5,7 @@
 //! hub; while the hub is away the last schedule stands.
 
 use super::{
-    Machine,
+    Machine, identity,
     states::{self, States},
     write_file,
 };
@@ -26,7 +26,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// All states are read anew this often, because signals can be lost.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -47,7 +47,7 @@ pub(super) struct Units {
     /// Where unit files are.
     directory: PathBuf,
     /// Where `done` is kept.
-    journal: PathBuf,
+    notes: PathBuf,
     /// The schedule, once it was read.
     wanted: Option<BTreeMap<UnitName, Wanted>>,
     done: BTreeMap<UnitName, Done>,
@@ -64,6 +64,8 @@ pub(super) struct Units {
     stale: BTreeSet<UnitName>,
     reading: BTreeSet<UnitName>,
     tasks: JoinSet<Finished>,
+    /// The hub is not this machine's, and that was said.
+    doubted: bool,
     states: watch::Sender<States>,
     lease: watch::Receiver<Option<LeaseId>>,
 }
@@ -86,8 +88,8 @@ impl Units {
     ) -> Result<Self> {
         let directory = Path::new(RUN_DIR).join("units");
         std::fs::create_dir_all(&directory)?;
-        let journal = Path::new(RUN_DIR).join("units.json");
-        let done = recover(&directory, &journal);
+        let notes = Path::new(RUN_DIR).join("units.json");
+        let done = recover(&directory, &notes);
         if !done.is_empty() {
             info!(units = done.len(), "units of an earlier run found");
         }
@@ -97,7 +99,7 @@ impl Units {
             store,
             systemd,
             directory,
-            journal,
+            notes,
             wanted: None,
             stale: done.keys().cloned().collect(),
             done,
@@ -108,6 +110,7 @@ impl Units {
             failures: BTreeMap::new(),
             reading: BTreeSet::new(),
             tasks: JoinSet::new(),
+            doubted: false,
             states,
             lease,
         })
@@ -141,7 +144,10 @@ impl Units {
             tokio::select! {
                 () = stop.cancelled() => break,
                 delta = schedule.next() => match delta {
-                    Some(delta) => self.schedule_said(delta),
+                    Some(delta) => if !self.schedule_said(delta).await {
+                        tokio::time::sleep(BACKOFF.0).await;
+                        schedule = self.store.follow(keys::schedule_of(&self.machine.id));
+                    },
                     None => break,
                 },
                 event = events.recv() => match event {
@@ -165,7 +171,8 @@ impl Units {
         wanted.chain(self.done.keys())
     }
 
-    fn schedule_said(&mut self, delta: Delta) {
+    /// False when the hub's word cannot be taken: it must be asked anew.
+    async fn schedule_said(&mut self, delta: Delta) -> bool {
         let read = |kv: &registry::KeyValue| {
             let (_, unit) = keys::machine_and_unit(keys::SCHEDULE, &kv.key)?;
             match serde_json::from_slice::<ScheduleRecord>(&kv.value) {
@@ -179,7 +186,27 @@ impl Units {
         match delta {
             Delta::Lost => {}
             Delta::Reset(listing) => {
-                let wanted: BTreeMap<_, _> = listing.items.iter().filter_map(read).collect();
+                match identity::confirm(&self.store).await {
+                    Ok(()) => self.doubted = false,
+                    Err(error) => {
+                        if !std::mem::replace(&mut self.doubted, true) {
+                            error!(
+                                error = format!("{:#}", anyhow::Error::new(error)),
+                                "schedule not followed"
+                            );
+                        }
+                        return false;
+                    }
+                }
+                let known = self.wanted.take().unwrap_or_default();
+                // An entry that cannot be read leaves its unit as it was.
+                let entry = |kv: &registry::KeyValue| {
+                    read(kv).or_else(|| {
+                        let (_, unit) = keys::machine_and_unit(keys::SCHEDULE, &kv.key)?;
+                        known.get(&unit).cloned().map(|wanted| (unit, wanted))
+                    })
+                };
+                let wanted: BTreeMap<_, _> = listing.items.iter().filter_map(entry).collect();
                 self.stale.extend(wanted.keys().filter(|unit| !self.seen.contains_key(*unit)).cloned());
                 self.wanted = Some(wanted);
             }
@@ -205,6 +232,7 @@ impl Units {
                 }
             }
         }
+        true
     }
 
     fn systemd_said(&mut self, event: Event) {
@@ -427,7 +455,7 @@ impl Units {
     /// Keeps `done` for the next run of this daemon.
     fn note(&self) {
         let text = serde_json::to_string(&self.done).expect("names and numbers always render");
-        if let Err(error) = write_file(&self.journal, &text) {
+        if let Err(error) = write_file(&self.notes, &text) {
             warn!(%error, "what was done is not noted: a restarted daemon may start ended units again");
         }
     }
@@ -484,8 +512,8 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// What an earlier run did: from its notes, or where they are lost from the files themselves.
-fn recover(directory: &Path, journal: &Path) -> BTreeMap<UnitName, Done> {
-    let noted = std::fs::read_to_string(journal).ok();
+fn recover(directory: &Path, notes: &Path) -> BTreeMap<UnitName, Done> {
+    let noted = std::fs::read_to_string(notes).ok();
     let noted: Option<BTreeMap<UnitName, Done>> = noted.and_then(|text| serde_json::from_str(&text).ok());
     let mut done = noted.unwrap_or_default();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {

@@ -179,7 +179,10 @@ pub async fn etcdctl() -> Result<ExitCode> {
 async fn carry_out(endpoints: &[String], command: KvCommand) -> Result<ExitCode> {
     let endpoints = match endpoints.is_empty() {
         false => endpoints.iter().map(|endpoint| with_scheme(endpoint)).collect(),
-        true => config::load(None, |name| std::env::var(name).ok())?.config.hub.reach(),
+        true => {
+            let file = std::env::var_os("MUSTER_CONFIG").map(std::path::PathBuf::from);
+            config::load(file.as_deref(), |name| std::env::var(name).ok())?.config.hub.reach()
+        }
     };
     let store = Store::connect(&endpoints).await?;
     match answer(&store, command).await {
@@ -223,8 +226,9 @@ async fn answer(store: &Store, command: KvCommand) -> Result<()> {
             let (key, value) = (absolute(&key), value_or_stdin(value)?);
             let mut guards = Vec::new();
             if swap_with_value.is_some() || swap_with_index.is_some() {
-                let current = store.get(&key).await?;
-                let current = current.ok_or_else(|| refusal(NOT_FOUND, key.as_str(), Revision(0)))?;
+                let Some(current) = store.get(&key).await? else {
+                    return Err(refusal(NOT_FOUND, key.as_str(), store.list(&key).await?.revision));
+                };
                 let is = String::from_utf8_lossy(&current.value).into_owned();
                 let value_fits = swap_with_value.is_none_or(|expected| expected == is);
                 if !value_fits || swap_with_index.is_some_and(|index| index != current.mod_revision.0) {
@@ -246,7 +250,7 @@ async fn answer(store: &Store, command: KvCommand) -> Result<()> {
             let key = absolute(&key);
             match store.get(&key).await? {
                 Some(kv) => print_value(&kv),
-                None => Err(refusal(NOT_FOUND, key, Revision(0))),
+                None => Err(refusal(NOT_FOUND, key.as_str(), store.list(&key).await?.revision)),
             }
         }
         KvCommand::Ls { key, recursive, p, sort: _ } => list(store, &key, recursive, p).await,
@@ -315,7 +319,7 @@ async fn remove(store: &Store, key: &str, recursive: bool) -> Result<()> {
         }
         writes.push(Write::DeletePrefix(below(key)));
     } else if before.is_none() {
-        return Err(refusal(NOT_FOUND, key, Revision(0)));
+        return Err(refusal(NOT_FOUND, key, store.list(key).await?.revision));
     }
     store.commit(&[], &writes).await?;
     match before {

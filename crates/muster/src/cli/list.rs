@@ -128,8 +128,9 @@ impl ListUnitFiles {
             output::json(&list)?;
             return Ok(ExitCode::SUCCESS);
         }
-        let columns: [Column<Unit>; 7] = [
+        let columns: [Column<Unit>; 8] = [
             ("unit", |unit, _| unit.name.to_string()),
+            ("why", |unit, _| why(unit)),
             ("hash", |unit, full| hash(&unit.hash, full)),
             ("dstate", |unit, _| unit.desired.to_string()),
             ("state", |unit, _| if unit.global { "-".to_owned() } else { unit.current().to_string() }),
@@ -147,6 +148,13 @@ impl ListUnitFiles {
         self.table.print(&list.units, &columns, &["unit", "hash", "dstate", "state", "target"])?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Why the unit is where it is, or nowhere.
+fn why(unit: &Unit) -> String {
+    let refused: Vec<_> = unit.refused.iter().map(|(machine, why)| format!("{machine}: {why}")).collect();
+    let placed = unit.machines.first().map(|on| on.why.clone()).filter(|why| !why.is_empty());
+    placed.unwrap_or_else(|| if refused.is_empty() { "-".to_owned() } else { refused.join("; ") })
 }
 
 /// fleet's way to write a machine: `148a18ff.../10.0.0.1`.

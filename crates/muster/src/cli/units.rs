@@ -54,7 +54,7 @@ pub struct Order {
 }
 
 #[derive(Args)]
-pub struct Destroy {
+pub struct Halt {
     /// Units.
     #[arg(required = true)]
     units: Vec<String>,
@@ -125,30 +125,22 @@ impl Submit {
 impl Order {
     pub async fn run(self, client: &Client, verb: Verb) -> Result<ExitCode> {
         let mut chosen = names(&self.units)?;
-        if verb != Verb::Start {
-            let list = client.units().await?;
-            let known =
-                |name: &UnitName| list.units.iter().find(|unit| unit.name == *name).map(|unit| unit.desired);
-            match verb {
-                Verb::Stop | Verb::Unload => {
-                    if let Some((_, unknown)) = chosen.iter().find(|(_, name)| known(name).is_none()) {
-                        bail!("unit {unknown} does not exist (see `muster list-unit-files`)");
-                    }
-                    let inactive = |name: &UnitName| known(name) == Some(DesiredState::Inactive);
-                    if let Some((_, name)) =
-                        chosen.iter().find(|(_, name)| verb == Verb::Stop && inactive(name))
-                    {
-                        bail!("unable to stop unit {name} in state inactive");
-                    }
-                    chosen.retain(|(_, name)| !inactive(name));
+        if verb == Verb::Load {
+            let launched = desired(client).await?;
+            chosen.retain(|(_, name)| {
+                let running = launched.get(name) == Some(&DesiredState::Launched);
+                if running {
+                    eprintln!("Unit {name} is loaded and launched already.");
                 }
-                // What is launched is loaded already.
-                _ => chosen.retain(|(_, name)| known(name) != Some(DesiredState::Launched)),
-            }
+                !running
+            });
         }
         let mut changes = Vec::new();
         for (path, name) in &chosen {
-            let text = if matches!(verb, Verb::Load | Verb::Start) { local_file(path, name)? } else { None };
+            let mut text = local_file(path, name)?;
+            if self.replace && text.is_none() {
+                text = local_template(path, name)?;
+            }
             changes.push(UnitChange {
                 name: name.clone(),
                 text,
@@ -165,15 +157,39 @@ impl Order {
     }
 }
 
-impl Destroy {
-    pub async fn run(self, client: &Client) -> Result<ExitCode> {
-        let names: Vec<_> = names(&self.units)?.into_iter().map(|(_, name)| name).collect();
-        client.destroy(&names).await?;
-        if self.no_block {
-            return triggered(&names, Verb::Destroy);
+impl Halt {
+    pub async fn run(self, client: &Client, verb: Verb) -> Result<ExitCode> {
+        let mut names: Vec<_> = names(&self.units)?.into_iter().map(|(_, name)| name).collect();
+        if verb == Verb::Destroy {
+            client.destroy(&names).await?;
+        } else {
+            let known = desired(client).await?;
+            if let Some(unknown) = names.iter().find(|name| !known.contains_key(*name)) {
+                bail!("unit {unknown} does not exist (see `muster list-unit-files`)");
+            }
+            let inactive = |name: &UnitName| known.get(name) == Some(&DesiredState::Inactive);
+            if let Some(name) = names.iter().find(|name| verb == Verb::Stop && inactive(name)) {
+                bail!("unable to stop unit {name} in state inactive");
+            }
+            names.retain(|name| !inactive(name));
+            let change = |name: &UnitName| UnitChange {
+                name: name.clone(),
+                text: None,
+                desired: Some(verb.desired()),
+                replace: false,
+            };
+            client.change(&names.iter().map(change).collect::<Vec<_>>()).await?;
         }
-        wait(client, &names, Verb::Destroy, self.timeout).await
+        if self.no_block {
+            return triggered(&names, verb);
+        }
+        wait(client, &names, verb, self.timeout).await
     }
+}
+
+/// What is wanted of every unit.
+async fn desired(client: &Client) -> Result<BTreeMap<UnitName, DesiredState>> {
+    Ok(client.units().await?.units.into_iter().map(|unit| (unit.name, unit.desired)).collect())
 }
 
 impl Cat {

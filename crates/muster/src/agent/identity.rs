@@ -1,0 +1,79 @@
+//! Which cluster this machine belongs to: an id in the hub, made by the first machine, noted by each.
+//!
+//! An agent does what the schedule says, and an empty schedule says "stop everything". So a hub that lost its data,
+//! or another cluster's hub behind a mistyped address, must not be taken for ours. Invariant: a machine that knows
+//! its cluster never follows the schedule of a hub with another id, or with none.
+
+use super::write_file;
+use crate::config::STATE_DIR;
+use model::keys;
+use registry::{Guard, Store, StoreError, Write};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+use tracing::info;
+
+/// Why the hub's schedule is not followed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum IdentityError {
+    /// Another cluster's, or a fresh one.
+    #[error(
+        "the hub is not this machine's: the machine belongs to cluster {own}, the hub {}. Units are left as they are. \
+         If the change is meant, remove {} and restart muster",
+        found.as_ref().map_or_else(|| "has lost its data or is new".to_owned(), |found| format!("is that of cluster {found}")),
+        file().display()
+    )]
+    Foreign {
+        /// The machine's.
+        own: String,
+        /// The hub's.
+        found: Option<String>,
+    },
+    /// The hub did not say.
+    #[error(transparent)]
+    Hub(#[from] StoreError),
+    /// The machine's note cannot be read or written.
+    #[error("cannot use {}", file().display())]
+    File(#[source] io::Error),
+}
+
+fn file() -> PathBuf {
+    Path::new(STATE_DIR).join("cluster")
+}
+
+/// Fails unless the hub is this machine's. A machine that belongs to none yet joins.
+pub(super) async fn confirm(store: &Store) -> Result<(), IdentityError> {
+    let own = match std::fs::read_to_string(file()) {
+        Ok(text) => Some(text.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(IdentityError::File(error)),
+    };
+    let found = read(store).await?;
+    match (own, found) {
+        (Some(own), Some(found)) if own == found => Ok(()),
+        (Some(own), found) => Err(IdentityError::Foreign { own, found }),
+        (None, Some(found)) => join(&found),
+        (None, None) => {
+            let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(IdentityError::File)?;
+            let write = Write::put(keys::CLUSTER, id.trim().to_owned());
+            store.commit(&[Guard::Absent(keys::CLUSTER.to_owned())], &[write]).await?;
+            // Whoever was faster decides.
+            match read(store).await? {
+                Some(found) => join(&found),
+                None => Err(IdentityError::Foreign { own: id.trim().to_owned(), found: None }),
+            }
+        }
+    }
+}
+
+async fn read(store: &Store) -> Result<Option<String>, StoreError> {
+    let kv = store.get(keys::CLUSTER).await?;
+    Ok(kv.map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
+}
+
+fn join(cluster: &str) -> Result<(), IdentityError> {
+    write_file(&file(), &format!("{cluster}\n")).map_err(IdentityError::File)?;
+    info!(cluster, "machine joins");
+    Ok(())
+}
