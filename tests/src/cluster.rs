@@ -240,9 +240,9 @@ fn files(machine: &MachineInfo, hub: Hub) -> Vec<DiskFile> {
         files.push(DiskFile::new("/etc/systemd/system/etcd-hub.service", unit));
     }
     let router = if machine.number == 1 { "\n[router.nginx]\nenabled = true\n" } else { "" };
-    let address = machine.address;
+    let (address, number) = (machine.address, machine.number);
     let text = format!(
-        "[machine]\naddress = \"{address}\"\n\n[api]\nlisten = \"{address}:49153\"\n\n[hub]\n{section}{router}"
+        "[machine]\naddress = \"{address}\"\nmetadata = {{ number = \"{number}\" }}\n\n[api]\nlisten = \"{address}:49153\"\n\n[hub]\n{section}{router}"
     );
     files.push(DiskFile::new("/etc/muster/muster.toml", text));
     files

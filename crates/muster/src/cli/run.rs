@@ -69,7 +69,14 @@ impl Journal {
 impl Exec {
     pub async fn run(self, client: &Client) -> Result<ExitCode> {
         let unit = UnitName::from_argument(&self.unit)?;
-        show(client, &unit, Run::Exec { command: self.command, network: self.net }).await.map(ExitCode::from)
+        let code = show(client, &unit, Run::Exec { command: self.command, network: self.net }).await?;
+        // The shell's and Docker's codes for "cannot run" and "not found".
+        if matches!(code, 126 | 127) && !self.net {
+            eprintln!(
+                "hint: the unit may have no such program; --net runs this machine's own in the unit's network"
+            );
+        }
+        Ok(ExitCode::from(code))
     }
 }
 
