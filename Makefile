@@ -30,7 +30,7 @@ lint: setup
 	cargo clippy --workspace --all-targets -- --deny warnings
 	cargo xtask tidy
 
-# Figures beside the older systems'; rewrites bench/results.md.
+# Figures beside the older systems'; rewrites bench/results.md and the README's table.
 bench: setup
 	cargo build --release --package muster --package story
 	cargo rustc --release --package someapp $(STATIC)

@@ -17,7 +17,7 @@ mod rust;
 mod sources;
 
 use anyhow::{Context, Result, ensure};
-use cargo_metadata::MetadataCommand;
+use cargo_metadata::{Metadata, MetadataCommand};
 use graph::Graph;
 use std::fmt;
 use std::path::Path;
@@ -81,10 +81,8 @@ impl Files {
             // In the index, but deleted or a link to a directory.
             if at.is_file() {
                 let bytes = std::fs::read(&at).with_context(|| format!("failed to read {path}"))?;
-                files.push(File {
-                    path: path.to_owned(),
-                    text: String::from_utf8_lossy(&bytes).into_owned(),
-                });
+                files
+                    .push(File { path: path.to_owned(), text: String::from_utf8_lossy(&bytes).into_owned() });
             }
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -108,18 +106,23 @@ impl Files {
     /// Names of the directories directly under `crates/`.
     fn crate_directories(&self) -> Vec<&str> {
         let inside = self.0.iter().filter_map(|file| file.path.strip_prefix("crates/"));
-        let mut names: Vec<_> = inside.filter_map(|path| path.split_once('/')).map(|(name, _)| name).collect();
+        let mut names: Vec<_> =
+            inside.filter_map(|path| path.split_once('/')).map(|(name, _)| name).collect();
         names.dedup();
         names
     }
 }
 
+/// Everything in the lock file, for whatever platform: a build alone has not downloaded all of it.
+fn metadata(options: &[&str]) -> Result<Metadata> {
+    let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
+    let metadata = MetadataCommand::new().other_options(options).exec();
+    metadata.context("failed to read the dependencies (`cargo fetch --locked` gets them)")
+}
+
 /// Prints what was found. True if that is nothing.
 pub(crate) fn run() -> Result<bool> {
-    let metadata = MetadataCommand::new()
-        .other_options(["--offline".to_owned(), "--locked".to_owned()])
-        .exec()
-        .context("failed to read the dependencies (`cargo fetch --locked` gets them)")?;
+    let metadata = metadata(&["--locked", "--offline"]).or_else(|_| metadata(&["--locked"]))?;
     let files = Files::read(metadata.workspace_root.as_std_path())?;
     let graph = Graph::from_metadata(&metadata)?;
     let mut findings = [
@@ -170,7 +173,8 @@ mod tests {
 
     #[test]
     fn directories_are_known_by_their_files() {
-        let files = Files::of(&[("Cargo.toml", ""), ("crates/hub/src/lib.rs", ""), ("crates/net/Cargo.toml", "")]);
+        let files =
+            Files::of(&[("Cargo.toml", ""), ("crates/hub/src/lib.rs", ""), ("crates/net/Cargo.toml", "")]);
         assert_eq!(files.crate_directories(), ["hub", "net"]);
         assert!(files.has_directory("crates/hub") && files.has_directory(""));
         assert!(!files.has_directory("crates/h"));

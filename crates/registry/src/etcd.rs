@@ -16,12 +16,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A machine on the same network accepts a connection in milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The channel keeps a failed connection's error for the next call, however much later that comes. So the first
-/// such error says little, and the second that nobody is there.
-const CONNECTS: u32 = 2;
-/// With several endpoints the channel picks one at random, a dead one as gladly as the others: of two, one dead,
-/// this many picks in a row miss the other once in 65 000 calls.
-const CONNECTS_OF_SEVERAL: u32 = 16;
+/// How many connections a call tries when there are several endpoints: the channel picks one at random, a dead one
+/// as gladly as the others. Of two, one dead, this many picks in a row miss the other once in 65 000 calls.
+const CONNECTS: u32 = 16;
 /// A connection that is refused is refused at once. What takes longer has been waited for, and is not tried again.
 const CONNECT_AGAIN_WITHIN: Duration = Duration::from_millis(500);
 
@@ -59,8 +56,9 @@ impl Etcd {
         F: Future<Output = Result<T, ec::Error>>,
     {
         let start = Instant::now();
-        let mut left = if self.endpoints.contains(',') { CONNECTS_OF_SEVERAL } else { CONNECTS };
-        let answer = async {
+        let mut left = if self.endpoints.contains(',') { CONNECTS } else { 1 };
+        // The client's futures have some kilobytes; those of the callers need not.
+        let answer = Box::pin(async {
             loop {
                 left -= 1;
                 match call().await {
@@ -69,7 +67,7 @@ impl Etcd {
                     answer => return answer,
                 }
             }
-        };
+        });
         match tokio::time::timeout(CALL_TIMEOUT, answer).await {
             Err(_) => Err(self.late()),
             Ok(Ok(answer)) => Ok(answer),

@@ -1,8 +1,9 @@
 //! The hub as the rest of Muster sees it: keys are texts, values are bytes, and every answer says at which
 //! revision it holds.
 //!
-//! Not here: retries (the caller knows whether a write may be repeated) and the meaning of keys. Invariant: a
-//! call either answers within [`CALL_TIMEOUT`] or fails; only [`Watch::next`] waits for ever.
+//! Not here: retries (the caller knows whether a write may be repeated; only what found no connection is tried on
+//! another endpoint) and the meaning of keys. Invariant: a call either answers within [`CALL_TIMEOUT`] or fails; only
+//! [`Watch::next`] waits for ever.
 
 use crate::{etcd, memory};
 use bytes::Bytes;

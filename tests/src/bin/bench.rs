@@ -1,4 +1,5 @@
-//! `make bench`: every figure of `measure`, several runs each, on a lab of its own; rewrites `bench/results.md`.
+//! `make bench`: every figure of `measure`, several runs each, on a lab of its own; rewrites `bench/results.md` and the
+//! table of the README.
 
 use anyhow::{Context, Result};
 use std::{fs, path::Path, process::Command};
@@ -44,8 +45,24 @@ fn run(cluster: &Cluster) -> Result<()> {
         box_facts()?,
         measure::table(&figures)
     );
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/results.md");
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    write(&root.join("bench/results.md"), &text)?;
+    let readme = root.join("README.md");
+    let old = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
+    write(&readme, &between(&old, &measure::table(&figures))?)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The README with a new table between its marks.
+fn between(readme: &str, table: &str) -> Result<String> {
+    const MARKS: [&str; 2] = ["<!-- measured:begin -->\n", "<!-- measured:end -->"];
+    let (before, rest) =
+        readme.split_once(MARKS[0]).context("the README has no mark where the table begins")?;
+    let (_, after) = rest.split_once(MARKS[1]).context("the README has no mark where the table ends")?;
+    Ok(format!("{before}{}{table}{}{after}", MARKS[0], MARKS[1]))
 }
 
 /// What machine this is: figures mean nothing without it.

@@ -335,7 +335,14 @@ async fn watch(store: &Store, key: &str, recursive: bool, forever: bool, after: 
     };
     let concerns = |changed: &str| changed == key || (recursive && changed.starts_with(&below(key)));
     loop {
-        let mut watch = store.watch(key, from).await?;
+        let mut watch = match store.watch(key, from).await {
+            Ok(watch) => watch,
+            Err(StoreError::Unreachable { .. } | StoreError::Timeout { .. }) if forever => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         loop {
             let changes = match watch.next().await {
                 Ok(changes) => changes,

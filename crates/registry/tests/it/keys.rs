@@ -156,7 +156,7 @@ pub(crate) async fn guards_hold(backend: &mut Backend) {
     for (number, (guard, holds)) in cases.into_iter().enumerate() {
         let key = format!("/written/{number}");
         let before = now(store).await;
-        let outcome = store.commit(&[guard.clone()], &[Write::put(&key, "")]).await.unwrap();
+        let outcome = store.commit(std::slice::from_ref(&guard), &[Write::put(&key, "")]).await.unwrap();
         assert_eq!(outcome.committed, holds, "{guard:?}");
         assert_eq!(outcome.revision, if holds { before.next() } else { before }, "{guard:?}");
         assert_eq!(store.get(&key).await.unwrap().is_some(), holds, "{guard:?}");
@@ -168,7 +168,11 @@ pub(crate) async fn guards_hold(backend: &mut Backend) {
         (Guard::Present(there()), false),
         (Guard::Absent(there()), true),
     ] {
-        assert_eq!(store.commit(&[guard.clone()], &[]).await.unwrap().committed, holds, "{guard:?}");
+        assert_eq!(
+            store.commit(std::slice::from_ref(&guard), &[]).await.unwrap().committed,
+            holds,
+            "{guard:?}"
+        );
     }
 }
 

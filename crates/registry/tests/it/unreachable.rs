@@ -5,6 +5,7 @@ use crate::etcd_process::Etcd;
 use crate::{eventually, soon};
 use model::{LeaseId, Revision};
 use registry::{Delta, LeaseKeeper, Store, StoreError, Watch};
+use std::slice;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -41,7 +42,7 @@ async fn nobody_listens() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let endpoint = format!("http://{}", socket.local_addr().unwrap());
-    let store = soon(Store::connect(&[endpoint.clone()])).await.unwrap();
+    let store = soon(Store::connect(slice::from_ref(&endpoint))).await.unwrap();
     for result in every_call(&store).await {
         let error = result.unwrap_err();
         assert!(matches!(error, StoreError::Unreachable { .. }), "{error:?}");
@@ -54,7 +55,7 @@ async fn nobody_listens() {
 async fn somebody_listens_and_says_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let store = soon(Store::connect(&[endpoint.clone()])).await.unwrap();
+    let store = soon(Store::connect(slice::from_ref(&endpoint))).await.unwrap();
     for result in every_call(&store).await {
         assert_away(&result.unwrap_err(), &endpoint);
     }
