@@ -7,6 +7,7 @@ mod differential;
 mod durability;
 mod etcdctl;
 mod raw;
+mod snapshot;
 mod watch;
 
 use etcd_client::Client;
