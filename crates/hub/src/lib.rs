@@ -22,6 +22,10 @@ mod kv;
 mod lease;
 /// The Maintenance service.
 mod maintenance;
+/// All keys of one server copied to another.
+pub mod migrate;
+/// A running hub or etcd, asked from outside.
+pub mod remote;
 /// What the services ask of the apply thread.
 mod request;
 /// A hub's data out of a snapshot.

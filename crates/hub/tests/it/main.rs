@@ -6,7 +6,9 @@ mod client;
 mod differential;
 mod durability;
 mod etcdctl;
+mod migrate;
 mod raw;
+mod remote;
 mod snapshot;
 mod watch;
 
