@@ -226,7 +226,7 @@ impl Remote {
         let status = read.await.map_err(|panic| write(io::Error::other(panic)))??.status;
         fs::rename(part, file).await.map_err(write)?;
         let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(parent.unwrap_or(Path::new("."))).await.map_err(write)?.sync_all().await.map_err(write)?;
+        File::open(parent.unwrap_or_else(|| Path::new("."))).await.map_err(write)?.sync_all().await.map_err(write)?;
         Ok(status)
     }
 }
