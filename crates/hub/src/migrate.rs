@@ -157,15 +157,24 @@ pub async fn migrate(
     migration: &Migration,
     mut tell: impl FnMut(Step),
 ) -> Result<Proof, MigrateError> {
+    Box::pin(run(from, to, migration, &mut tell)).await // boxed: the calls of gRPC clients are large
+}
+
+async fn run(
+    from: &Remote,
+    to: &Remote,
+    migration: &Migration,
+    tell: &mut dyn FnMut(Step),
+) -> Result<Proof, MigrateError> {
     let span = Span::prefix(&migration.prefix);
     let (_, keys) = to.count(span.start.clone(), span.options()).await?;
     if keys > 0 && !migration.force {
         return Err(MigrateError::NotEmpty { keys });
     }
-    let mut copy = Copy { from, to, span, leases: Leases::new(from, to, migration), tell: &mut tell };
+    let mut copy = Copy { from, to, span, leases: Leases::new(from, to, migration), tell };
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
-        match copy.attempt().await {
+        match Box::pin(copy.attempt()).await {
             Err(MigrateError::Again(reason)) => {
                 (copy.tell)(Step::Again { why: reason.clone() });
                 why = reason;

@@ -6,8 +6,10 @@
 use crate::snapshot::{HashCheck, SnapshotError, SnapshotFile, SnapshotStatus};
 use etcd_client::{Client, CompactionOptions, ConnectOptions, Error, GetOptions};
 use mvcc::Revision;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
@@ -33,7 +35,7 @@ pub enum RemoteError {
         endpoints: String,
         /// Why.
         #[source]
-        source: Option<Box<Error>>,
+        source: Option<Cause>,
     },
     /// It says no.
     #[error("{endpoints} did not {what}")]
@@ -44,7 +46,7 @@ pub enum RemoteError {
         what: &'static str,
         /// Why.
         #[source]
-        source: Box<Error>,
+        source: Cause,
     },
     /// A snapshot's file cannot be written.
     #[error("could not write {path}")]
@@ -59,6 +61,28 @@ pub enum RemoteError {
     #[error("the snapshot arrived damaged")]
     Snapshot(#[from] SnapshotError),
 }
+
+impl RemoteError {
+    /// Whether a server refused in these words of etcd's.
+    pub(crate) fn says(&self, refusal: mvcc::Error) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.to_string() == refusal.to_string())
+    }
+}
+
+/// What the server said, or the network; in the server's own words if it said anything.
+#[derive(Debug)]
+pub struct Cause(Box<Error>);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            Error::GRpcStatus(status) => f.write_str(status.message()),
+            other => other.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Cause {}
 
 /// A server, or the members of a cluster.
 #[derive(Clone)]
@@ -96,35 +120,35 @@ impl Remote {
         let names = endpoints.join(",");
         let options = ConnectOptions::new().with_connect_timeout(CONNECT);
         let unreachable = |source| RemoteError::Unreachable { endpoints: names.clone(), source };
-        let client = tokio::time::timeout(CONNECT, Client::connect(endpoints, Some(options)))
+        let client = tokio::time::timeout(CONNECT, Box::pin(Client::connect(endpoints, Some(options))))
             .await
             .map_err(|_| unreachable(None))?
-            .map_err(|error| unreachable(Some(Box::new(error))))?;
+            .map_err(|error| unreachable(Some(Cause(Box::new(error)))))?;
         Ok(Self { endpoints: names, client })
     }
 
-    /// Waits for an answer.
-    pub(crate) async fn ask<T>(
+    /// Waits for an answer. Boxes the call first: those of gRPC clients are large.
+    pub(crate) fn ask<T>(
         &self,
         what: &'static str,
         answer: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, RemoteError> {
-        self.ask_within(ANSWER, what, answer).await
+    ) -> impl Future<Output = Result<T, RemoteError>> {
+        self.ask_within(ANSWER, what, Box::pin(answer))
     }
 
     async fn ask_within<T>(
         &self,
         limit: Duration,
         what: &'static str,
-        answer: impl Future<Output = Result<T, Error>>,
+        answer: Pin<Box<impl Future<Output = Result<T, Error>>>>,
     ) -> Result<T, RemoteError> {
         let endpoints = self.endpoints.clone();
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if unavailable(&error) => {
-                Err(RemoteError::Unreachable { endpoints, source: Some(Box::new(error)) })
+                Err(RemoteError::Unreachable { endpoints, source: Some(Cause(Box::new(error))) })
             }
-            Ok(Err(source)) => Err(RemoteError::Refused { endpoints, what, source: Box::new(source) }),
+            Ok(Err(source)) => Err(RemoteError::Refused { endpoints, what, source: Cause(Box::new(source)) }),
             Err(_) => Err(RemoteError::Unreachable { endpoints, source: None }),
         }
     }
@@ -173,14 +197,15 @@ impl Remote {
         };
         let mut client = self.client.clone();
         let options = CompactionOptions::new().with_physical();
-        self.ask_within(LONG, "compact its history", client.compact(revision.0, Some(options))).await?;
+        let answer = Box::pin(client.compact(revision.0, Some(options)));
+        self.ask_within(LONG, "compact its history", answer).await?;
         Ok(revision)
     }
 
     /// Gives unused disk back.
     pub async fn defragment(&self) -> Result<(), RemoteError> {
         let mut client = self.client.clone();
-        self.ask_within(LONG, "defragment its data", client.defragment()).await.map(|_| ())
+        self.ask_within(LONG, "defragment its data", Box::pin(client.defragment())).await.map(|_| ())
     }
 
     /// Saves a snapshot to `file`, which is there whole or not at all; one of that name is replaced. `tell` hears how
@@ -226,7 +251,12 @@ impl Remote {
         let status = read.await.map_err(|panic| write(io::Error::other(panic)))??.status;
         fs::rename(part, file).await.map_err(write)?;
         let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(parent.unwrap_or_else(|| Path::new("."))).await.map_err(write)?.sync_all().await.map_err(write)?;
+        File::open(parent.unwrap_or_else(|| Path::new(".")))
+            .await
+            .map_err(write)?
+            .sync_all()
+            .await
+            .map_err(write)?;
         Ok(status)
     }
 }

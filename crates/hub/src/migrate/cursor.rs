@@ -4,7 +4,7 @@
 
 use super::MigrateError;
 use crate::remote::{Remote, RemoteError};
-use etcd_client::{Error, GetOptions, KeyValue};
+use etcd_client::{GetOptions, KeyValue};
 use mvcc::{KeyRange, Revision};
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -83,12 +83,10 @@ impl<'a> Cursor<'a> {
 
 /// A source's history may be compacted while it is read.
 fn again(error: RemoteError) -> MigrateError {
-    match &error {
-        RemoteError::Refused { source, .. } if matches!(&**source, Error::GRpcStatus(status) if status.message() == mvcc::Error::Compacted.to_string()) => {
-            MigrateError::Again("the source compacted its history meanwhile".to_owned())
-        }
-        _ => error.into(),
+    if error.says(mvcc::Error::Compacted) {
+        return MigrateError::Again("the source compacted its history meanwhile".to_owned());
     }
+    error.into()
 }
 
 /// Two servers.

@@ -5,7 +5,7 @@
 use super::MigrateError;
 use super::cursor::Item;
 use crate::remote::{Remote, RemoteError};
-use etcd_client::{Error, PutOptions, Txn, TxnOp};
+use etcd_client::{PutOptions, Txn, TxnOp};
 use std::collections::BTreeMap;
 
 /// etcd's limit is 128 operations.
@@ -73,10 +73,8 @@ impl<'a> Writer<'a> {
 
 /// A lease can run out between its copy and its key's.
 fn again(error: RemoteError) -> MigrateError {
-    match &error {
-        RemoteError::Refused { source, .. } if matches!(&**source, Error::GRpcStatus(status) if status.message() == mvcc::Error::LeaseNotFound.to_string()) => {
-            MigrateError::Again("a lease ran out on the target".to_owned())
-        }
-        _ => error.into(),
+    if error.says(mvcc::Error::LeaseNotFound) {
+        return MigrateError::Again("a lease ran out on the target".to_owned());
     }
+    error.into()
 }

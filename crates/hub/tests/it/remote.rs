@@ -41,12 +41,12 @@ async fn asked(address: String, version: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_hub() {
     let fixture = Fixture::start().await;
-    asked(fixture.hub.address().to_string(), "3.5.").await;
+    Box::pin(asked(fixture.hub.address().to_string(), "3.5.")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_an_etcd() {
     let dir = tempfile::tempdir().unwrap();
     let etcd = Etcd::start(dir.path()).await;
-    asked(etcd.address.clone(), "3.4.").await;
+    Box::pin(asked(etcd.address.clone(), "3.4.")).await;
 }

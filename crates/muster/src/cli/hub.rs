@@ -189,9 +189,10 @@ impl Hub {
     }
 
     pub async fn run(self) -> Result<ExitCode> {
+        // Boxed where a gRPC client is in it, which is large.
         match self.verb {
             Verb::Serve { listen, data_dir } => serve(listen, data_dir).await,
-            Verb::Status { endpoints, output } => status(&endpoints.all()?, output).await,
+            Verb::Status { endpoints, output } => Box::pin(status(&endpoints.all()?, output)).await,
             Verb::Snapshot(SnapshotArgs { verb }) => match verb {
                 SnapshotVerb::Save { file, endpoints, output } => {
                     save(&endpoints.all()?, &file, output).await
@@ -209,11 +210,10 @@ impl Hub {
                          read and write all of it"
                     );
                 }
+                let (keys, leases) = (counted(status.keys, "key"), counted(status.leases, "lease"));
                 output::line(format!(
-                    "{}: {} keys and {} leases at revision {}",
+                    "{}: {keys} and {leases} at revision {}",
                     data_dir.display(),
-                    status.keys,
-                    status.leases,
                     status.revision
                 ))?;
                 eprintln!("start it with `muster hub serve --data-dir {}`", data_dir.display());
@@ -272,7 +272,7 @@ async fn status(endpoints: &[String], format: Format) -> Result<ExitCode> {
     for endpoint in endpoints {
         let one = std::slice::from_ref(endpoint);
         let asked = async { Remote::connect(one).await?.status().await };
-        match asked.await {
+        match Box::pin(asked).await {
             Ok(status) => answers.push((endpoint, status)),
             Err(error) => silent.push(anyhow::Error::from(error)),
         }
@@ -453,7 +453,7 @@ impl Migrate {
         let (source, target) = (Remote::connect(&from).await?, Remote::connect(&to).await?);
         let mut progress = Progress::new();
         let tell = |step| progress.step(&step);
-        let proof = Box::pin(hub::migrate::migrate(&source, &target, &migration, tell)).await;
+        let proof = hub::migrate::migrate(&source, &target, &migration, tell).await;
         progress.end();
         show_proof(&proof?, self.output)
     }
@@ -490,8 +490,11 @@ fn show_proof(proof: &Proof, format: Format) -> Result<ExitCode> {
             });
             output::table(Some(&heading), rows)?;
             output::line(format!(
-                "equal: {} keys and {} leases, the source at revision {}, the target at revision {}",
-                proof.keys, proof.leases, proof.revision, proof.target
+                "equal: {} and {}, the source at revision {}, the target at revision {}",
+                counted(proof.keys, "key"),
+                counted(proof.leases, "lease"),
+                proof.revision,
+                proof.target
             ))?;
         }
     }
@@ -507,6 +510,11 @@ fn show_proof(proof: &Proof, format: Format) -> Result<ExitCode> {
 
 fn text(key: &[u8]) -> String {
     key.escape_ascii().to_string()
+}
+
+/// How many of something.
+fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Bytes, for people.
@@ -580,6 +588,7 @@ mod tests {
 
     #[test]
     fn what_is_told() {
+        assert_eq!((counted(1, "key"), counted(0, "lease")), ("1 key".to_owned(), "0 leases".to_owned()));
         assert_eq!(size(9999), "9999 B");
         assert_eq!(size(12_345), "12 kB");
         assert_eq!(size(2_147_483_648), "2147 MB");
