@@ -198,6 +198,38 @@ async fn an_etcds_own_file_becomes_a_hub() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_hub_needs_branches_of_branches() {
+    const KEYS: usize = 30_000;
+    let fixture = Fixture::start().await;
+    let mut hub = fixture.client().await;
+    let keys: Vec<usize> = (0..KEYS).collect();
+    for keys in keys.chunks(125) {
+        let put = |key: &usize| TxnOp::put(format!("k{key:06}"), vec![b'v'; key % 90], None);
+        hub.txn(Txn::new().and_then(keys.iter().map(put).collect::<Vec<_>>())).await.unwrap();
+    }
+    let revision = current(&mut hub).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("snapshot");
+    save(&fixture.hub.address().to_string(), &file).await;
+    let status = SnapshotFile::read(&file, HashCheck::Required).unwrap().status;
+    assert_eq!((status.rows, status.keys), (KEYS as u64, KEYS as u64));
+    // etcdctl checks that every page is reached once.
+    assert_eq!(judged(&file).await, (status.hash, revision, status.total_keys));
+    let expected = everything(&mut hub, &[revision / 2, revision]).await;
+    let etcd = restore_etcd(&file, &dir.path().join("etcd")).await;
+    let mut real = client(&etcd.address).await;
+    assert_eq!(everything(&mut real, &[revision / 2, revision]).await, expected);
+    // bbolt writes on in what it was given: its own check again, on what became of it.
+    for key in 0..200 {
+        real.put(format!("k{:06}", key * 150), "new", None).await.unwrap();
+    }
+    real.compact(revision + 150, Some(etcd_client::CompactionOptions::new().with_physical())).await.unwrap();
+    let after = dir.path().join("after");
+    save(&etcd.address, &after).await;
+    assert_eq!(judged(&after).await.1, revision + 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_empty_hub_has_a_snapshot_too() {
     let fixture = Fixture::start().await;
     let dir = tempfile::tempdir().unwrap();
