@@ -394,7 +394,10 @@ async fn defragment(endpoints: &[String]) -> Result<ExitCode> {
 }
 
 fn show_report(data_dir: &Path, format: Format) -> Result<ExitCode> {
-    let report = verify::verify(data_dir).context("nothing was verified")?;
+    let report = verify::verify(data_dir).context(
+        "nothing could be verified (if no hub runs on it and it cannot be opened, make a new one of the last snapshot \
+         with `muster hub restore`)",
+    )?;
     match format {
         Format::Json => output::json(&json!({
             "data-dir": data_dir,
