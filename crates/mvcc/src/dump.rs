@@ -8,7 +8,7 @@ use crate::store::Store;
 
 impl Store {
     /// Everything that is readable: the compaction, if there was one; the leases by id; the rows in order.
-    pub fn records(&self) -> Vec<Record> {
+    pub fn dump(&self) -> Vec<Record> {
         let mut rows: Vec<(RowId, Record)> = self
             .index
             .versions()
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn a_store_survives_its_records() {
         let mut store = Store::new();
-        assert_eq!(store.records(), []);
+        assert_eq!(store.dump(), []);
         let grant = LeaseGrantRequest { id: LeaseId(7), ttl: 60 };
         let _ = store.lease_grant(Duration::ZERO, grant).unwrap();
         for key in ["b", "a", "c", "a"] {
@@ -59,7 +59,7 @@ mod tests {
             if compacted > 0 {
                 let _ = store.compact(Revision(compacted)).unwrap();
             }
-            let replayed = Store::replay(store.records(), Duration::ZERO).unwrap();
+            let replayed = Store::replay(store.dump(), Duration::ZERO).unwrap();
             assert_eq!(replayed.store, store, "compacted at {compacted}");
             assert_eq!(replayed.obsolete, [], "compacted at {compacted}");
         }

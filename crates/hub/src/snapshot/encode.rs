@@ -98,12 +98,12 @@ impl Snapshot {
     pub(crate) fn new(store: &Store, term: u64) -> Self {
         let (mut rows, mut leases) = (Vec::new(), Vec::new());
         let mut compacted = None;
-        for record in store.records() {
+        for record in store.dump() {
             match record {
                 Record::Put { .. } | Record::Delete { .. } => rows.push(Row::Record(record)),
                 Record::LeaseGrant { id, .. } => leases.push((id.0.cast_unsigned(), Row::Record(record))),
                 Record::Compact { revision, .. } => compacted = Some(RowId { main: revision, sub: 0 }),
-                Record::LeaseRevoke { .. } => {} // a store's records have none
+                Record::LeaseRevoke { .. } => {} // a store's dump has none
             }
         }
         leases.sort_unstable_by_key(|(id, _)| *id); // bbolt compares bytes, so a negative id comes last
