@@ -12,8 +12,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Records per commit: some megabytes at once.
+/// Records per commit, and bytes of keys and values: neither a sync for each record nor all of them in memory twice.
 const COMMIT: usize = 10_000;
+const COMMIT_BYTES: usize = 8 << 20;
 
 /// Why a snapshot was not restored.
 #[derive(Debug, thiserror::Error)]
@@ -82,12 +83,28 @@ pub(crate) fn sibling(directory: &Path, purpose: &str) -> Option<PathBuf> {
     Some(directory.with_file_name(format!(".{name}.{purpose}-{}", std::process::id())))
 }
 
-fn fill(directory: &Path, records: &[Record]) -> Result<(), RestoreError> {
+fn fill(directory: &Path, mut records: &[Record]) -> Result<(), RestoreError> {
     let Opened { storage, .. } = Storage::open(directory)?;
-    for records in records.chunks(COMMIT) {
-        storage.commit(records.iter(), &[]);
+    while !records.is_empty() {
+        let (now, later) = records.split_at(portion(records));
+        storage.commit(now.iter(), &[]);
+        records = later;
     }
     Ok(())
+}
+
+/// How many of the records to commit together; at least one.
+fn portion(records: &[Record]) -> usize {
+    let mut bytes = 0;
+    let fits = records.iter().take(COMMIT).take_while(|record| {
+        bytes += match record {
+            Record::Put { key, value, .. } => key.len() + value.len(),
+            Record::Delete { key, .. } => key.len(),
+            Record::LeaseGrant { .. } | Record::LeaseRevoke { .. } | Record::Compact { .. } => 0,
+        };
+        bytes <= COMMIT_BYTES
+    });
+    fits.count().max(1)
 }
 
 /// An empty directory of that name is replaced.
