@@ -233,6 +233,8 @@ impl Apply {
                 };
                 self.turn.answer(reply, Ok(health));
             }
+            // Keys and values are shared; what is copied is the index.
+            Request::Snapshot(reply) => self.turn.answer(reply, Ok(Box::new(self.store.clone()))),
             Request::Defragment(reply) => self.turn.defragment.push(reply),
             Request::Watch(request) => self.turn.watch.push(request),
         }

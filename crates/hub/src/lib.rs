@@ -8,6 +8,8 @@
 mod apply;
 /// The Auth service, as far as a hub without users has one.
 mod auth;
+/// bbolt's file format.
+mod bolt;
 /// The Cluster service.
 mod cluster;
 /// When the hub compacts by itself.
@@ -20,12 +22,22 @@ mod kv;
 mod lease;
 /// The Maintenance service.
 mod maintenance;
+/// All keys of one server copied to another.
+pub mod migrate;
+/// A running hub or etcd, asked from outside.
+pub mod remote;
 /// What the services ask of the apply thread.
 mod request;
+/// A hub's data out of a snapshot.
+pub mod restore;
+/// Snapshots in etcd's format.
+pub mod snapshot;
 /// How long-lived streams end.
 mod stop;
 /// The disk.
 mod storage;
+/// Whether a hub's data is sound.
+pub mod verify;
 /// The Watch service.
 mod watch;
 /// The apply thread's side of watch streams.
@@ -187,7 +199,7 @@ impl Hub {
         let watch = watch::WatchService { queue: q(), identity, stop: c(), next_stream: AtomicU64::new(1) };
         let lease = lease::LeaseService { queue: q(), identity, stop: c() };
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
-        let maintenance = maintenance::MaintenanceService { queue: q(), identity };
+        let maintenance = maintenance::MaintenanceService { queue: q(), identity, stop: c() };
         let auth = auth::AuthService { queue: q(), identity };
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)

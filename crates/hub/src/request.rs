@@ -6,7 +6,7 @@ use crate::watchers::{Outgoing, StreamId};
 use mvcc::{
     CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest, LeaseGrantResponse,
     LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse, Watcher,
+    RangeRequest, RangeResponse, Revision, Store, TxnRequest, TxnResponse, Watcher,
 };
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
@@ -49,6 +49,8 @@ pub(crate) enum Request {
     },
     Status(Reply<Health>),
     Defragment(Reply<Revision>),
+    /// A copy of everything, to be read elsewhere.
+    Snapshot(Reply<Box<Store>>),
     Watch(WatchRequest),
 }
 

@@ -21,6 +21,8 @@
 
 /// One command for every mutation, for callers that keep commands as data (simulator, property tests).
 pub mod command;
+/// A store as the records that make it.
+mod dump;
 /// What can be refused, in etcd's own words and gRPC codes.
 pub mod error;
 /// A checksum over the history, for `HashKV`.
@@ -46,6 +48,7 @@ pub mod watch;
 
 pub use command::{Command, Response};
 pub use error::{Code, Error, ReplayError};
+pub use hash::crc32c;
 pub use lease::{MAX_LEASE_TTL, MIN_LEASE_TTL};
 pub use noun::{Batch, Event, EventKind, KeyRange, KeyValue, LeaseId, Record, Revision, RowId};
 pub use replay::Replayed;

@@ -16,9 +16,9 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 /// A real etcd with one member; killed when dropped.
-struct Etcd {
+pub(crate) struct Etcd {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 fn free_port() -> u16 {
@@ -26,7 +26,7 @@ fn free_port() -> u16 {
 }
 
 impl Etcd {
-    async fn start(dir: &Path) -> Self {
+    pub(crate) async fn start(dir: &Path) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
         let (client, peer) = (format!("http://{address}"), format!("http://127.0.0.1:{}", free_port()));
         let cluster = format!("default={peer}");

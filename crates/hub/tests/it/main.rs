@@ -6,7 +6,10 @@ mod client;
 mod differential;
 mod durability;
 mod etcdctl;
+mod migrate;
 mod raw;
+mod remote;
+mod snapshot;
 mod watch;
 
 use etcd_client::Client;

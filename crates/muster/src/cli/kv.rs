@@ -197,7 +197,8 @@ async fn carry_out(endpoints: &[String], command: KvCommand) -> Result<ExitCode>
     }
 }
 
-fn with_scheme(endpoint: &str) -> String {
+/// An address as an endpoint.
+pub fn with_scheme(endpoint: &str) -> String {
     if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
 }
 
