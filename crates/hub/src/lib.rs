@@ -14,6 +14,8 @@ mod cluster;
 mod compaction;
 /// Between protobuf and the store's types.
 mod convert;
+/// HTTP/1.1 on gRPC's port.
+mod http;
 /// The KV service.
 mod kv;
 /// The Lease service.
@@ -26,6 +28,8 @@ mod request;
 mod stop;
 /// The disk.
 mod storage;
+/// The v2 keys API.
+mod v2;
 /// The Watch service.
 mod watch;
 /// The apply thread's side of watch streams.
@@ -47,6 +51,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing::info;
@@ -189,16 +194,18 @@ impl Hub {
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
         let maintenance = maintenance::MaintenanceService { queue: q(), identity };
         let auth = auth::AuthService { queue: q(), identity };
-        let server = Server::builder()
-            .max_concurrent_streams(MAX_STREAMS)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            // tonic's own default of 4 MiB limits requests; answers have no limit.
-            .add_service(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
+        // tonic's own default of 4 MiB limits requests; answers have no limit.
+        let grpc = Routes::new(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbWatchServer::new(watch).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
             .add_service(auth);
+        let server = Server::builder()
+            .accept_http1(true)
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .add_routes(http::routes(grpc, q()));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let server =
             tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
