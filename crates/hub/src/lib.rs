@@ -22,6 +22,8 @@ mod kv;
 mod lease;
 /// The Maintenance service.
 mod maintenance;
+/// Ranges in parts.
+mod range_stream;
 /// What the services ask of the apply thread.
 mod request;
 /// How long-lived streams end.
@@ -201,6 +203,9 @@ impl Hub {
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
             .add_service(auth);
+        // Serving as a whole ("") and nothing finer, like etcd: when it does not, nobody answers.
+        let (_, health) = tonic_health::server::health_reporter();
+        let grpc = grpc.add_service(health);
         let server = Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(MAX_STREAMS)

@@ -239,7 +239,7 @@ async fn member(State(v2): State<V2>, Path(id): Path<String>, method: Method) ->
     if id == "leader" {
         return json(StatusCode::OK, format!("{}\n", member_json(&member)));
     }
-    json(StatusCode::NOT_FOUND, "{\"message\":\"Not found\"}\n".to_owned())
+    json(StatusCode::NOT_FOUND, "{\"message\":\"Not found\"}".to_owned())
 }
 
 async fn machines(State(v2): State<V2>, method: Method) -> Response {

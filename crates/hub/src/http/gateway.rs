@@ -135,7 +135,8 @@ async fn stream(call: &'static Call, caller: &Caller, body: &[u8]) -> Result<Res
     let messages = messages(call, body);
     let messages: Vec<Bytes> = match call.mode {
         Mode::Answers => vec![messages.take(1).next().transpose()?.unwrap_or_default()],
-        _ => messages.collect::<Result<_, _>>()?,
+        // grpc-gateway does not say of a stream whose fault it was.
+        _ => messages.collect::<Result<_, _>>().map_err(|status| Status::unknown(status.message()))?,
     };
     let messages = tokio_stream::iter(messages);
     let answers = if call.mode == Mode::Open {
@@ -170,12 +171,22 @@ fn complaint(error: &serde_json::Error, body: &[u8]) -> String {
     if error.is_eof() {
         return "unexpected EOF".to_owned();
     }
+    let text = error.to_string();
+    let place = if text.starts_with("expected `:`") {
+        "after object key"
+    } else if text.starts_with("expected `,` or `}`") {
+        "after object key:value pair"
+    } else if text.starts_with("expected `,` or `]`") {
+        "after array element"
+    } else if text.starts_with("key must be a string") {
+        "looking for beginning of object key string"
+    } else {
+        "looking for beginning of value"
+    };
     let line = body.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
     match line.get(error.column().saturating_sub(1)) {
-        Some(byte) => {
-            format!("invalid character {} looking for beginning of value", quoted(char::from(*byte)))
-        }
-        None => error.to_string(),
+        Some(byte) => format!("invalid character {} {place}", quoted(char::from(*byte))),
+        None => text,
     }
 }
 

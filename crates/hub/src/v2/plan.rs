@@ -83,6 +83,8 @@ pub(crate) struct Plan {
     pub(crate) silent: bool,
     /// A lease that may have no more keys afterwards.
     pub(crate) left: i64,
+    /// Whether what is in the directory takes its new lease instead of the one left.
+    pub(crate) moves: bool,
 }
 
 /// Decides.
@@ -106,6 +108,7 @@ impl Plan {
             prev: None,
             silent: false,
             left: 0,
+            moves: false,
         }
     }
 
@@ -206,6 +209,7 @@ fn change(view: &View, action: Action, ask: &Ask) -> Result<Plan, Refusal> {
             plan.unchanged(&key, view.marker.as_ref());
             plan.left = view.marker.as_ref().map_or(0, |marker| marker.lease);
             plan.node.dir = true;
+            plan.moves = true;
             plan.puts.push(Put { key, value: Some(String::new()), lease: lease(view, ask) });
         }
         Kind::File => {

@@ -54,7 +54,7 @@ pub(crate) enum Kind {
 impl View {
     /// What is there; like etcd, the refusal names the first part of the path that is missing.
     pub(crate) fn resolve(&self) -> Result<Kind, Refusal> {
-        for above in self.above.iter().filter(|above| above.below == 0) {
+        if let Some(above) = self.above.iter().find(|above| above.below == 0) {
             let code = if above.file { Code::NotDir } else { Code::KeyNotFound };
             return Err(Refusal::new(code, &above.path, self.revision));
         }

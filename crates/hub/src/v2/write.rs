@@ -7,9 +7,9 @@
 use super::error::{Code, Refusal};
 use super::form::{Ask, clean};
 use super::history::History;
-use super::node::Event;
+use super::node::{Event, Node};
 use super::plan::{Action, Lease, Plan, Put, plan};
-use super::tree::{View, look};
+use super::tree::{View, below_end, look, marker_key};
 use crate::http::inside::Caller;
 use crate::storage::random_id;
 use etcd_client::proto as pb;
@@ -41,6 +41,9 @@ pub(crate) async fn write(
             // The name is the index that the write will have if nobody is faster, as in etcd.
             let path = clean(&format!("{}/{:020}", ask.path, view.revision + 1));
             view = look(caller, &path).await?;
+            if view.file.is_some() || view.below > 0 {
+                continue; // somebody took the name between the two looks
+            }
         }
         let plan = plan(&view, action, ask)?;
         if let Some(done) = attempt(caller, history, &view, plan).await? {
@@ -92,7 +95,15 @@ async fn attempt(
     let event = Event { action: plan.action.name(), node, prev: plan.prev };
     history.record(index, event.clone(), plan.silent);
     drop(guard);
-    if granted != plan.left {
+    let lease = match plan.puts.first().map(|put| put.lease) {
+        Some(Lease::Existing(lease)) => lease,
+        Some(Lease::New(_)) => granted,
+        None => 0,
+    };
+    if plan.moves && lease != plan.left {
+        move_keys(caller, history, &view.path, plan.left, lease).await?;
+    }
+    if lease != plan.left {
         release(caller, plan.left).await;
     }
     Ok(Some(Done { event, index }))
@@ -120,6 +131,50 @@ fn operations(deletes: &[(String, Option<String>)], puts: &[Put], granted: i64) 
         })
     });
     deletes.chain(puts).map(|op| pb::PbTxnRequestOp { request: Some(op) }).collect()
+}
+
+/// Keys that one transaction moves to another lease; etcd allows 128 comparisons.
+const MOVED: usize = 100;
+
+/// What a directory holds ends with it: gives its keys that had the old lease (or none) the new one. Keys that
+/// somebody writes meanwhile have been given theirs by whoever wrote them.
+async fn move_keys(
+    caller: &Caller,
+    history: &History,
+    path: &str,
+    from: i64,
+    to: i64,
+) -> Result<(), Refusal> {
+    let request = pb::PbRangeRequest {
+        key: format!("{}\0", marker_key(path)).into_bytes(),
+        range_end: below_end(path).into_bytes(),
+        ..Default::default()
+    };
+    let inside: pb::PbRangeResponse = caller.call("/etcdserverpb.KV/Range", request).await?;
+    let keys: Vec<_> = inside.kvs.into_iter().filter(|kv| kv.lease == from).collect();
+    for keys in keys.chunks(MOVED) {
+        let mut txn = pb::PbTxnRequest::default();
+        for kv in keys {
+            txn.compare.push(pb::PbCompare {
+                target: 2,
+                key: kv.key.clone(),
+                target_union: Some(pb::PbTargetUnion::ModRevision(kv.mod_revision)),
+                ..Default::default()
+            });
+            let put =
+                pb::PbPutRequest { key: kv.key.clone(), ignore_value: true, lease: to, ..Default::default() };
+            let request = Some(pb::PbTxnOpRequest::RequestPut(put));
+            txn.success.push(pb::PbTxnRequestOp { request });
+        }
+        let guard = history.writing().await;
+        let answer: pb::PbTxnResponse = caller.call("/etcdserverpb.KV/Txn", txn).await?;
+        if answer.succeeded {
+            let event = Event { action: Action::Update.name(), node: Node::default(), prev: None };
+            history.record(answer.header.map_or(0, |header| header.revision), event, true);
+        }
+        drop(guard);
+    }
+    Ok(())
 }
 
 /// A lease for one key.

@@ -5,8 +5,11 @@ mod child;
 mod client;
 mod differential;
 mod durability;
+mod etcd;
 mod etcdctl;
+mod http;
 mod raw;
+mod v2;
 mod watch;
 
 use etcd_client::Client;
