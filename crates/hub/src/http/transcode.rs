@@ -298,6 +298,7 @@ pub(crate) fn quote(text: &str, out: &mut String) {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::super::schema;
     use super::*;

@@ -303,6 +303,7 @@ pub(crate) async fn ends(caller: &Caller, leases: HashSet<i64>) -> Result<Ends, 
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 
