@@ -275,6 +275,61 @@ async fn nonsense_is_refused() {
     assert_eq!(send(&hub, "GET", "/health", "").await.body, r#"{"health":"true"}"#);
 }
 
+/// Splitmix64: small, and the same everywhere.
+fn roll(state: &mut u64) -> usize {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    usize::try_from((z ^ (z >> 31)) >> 33).unwrap()
+}
+
+/// Changes a few bytes of the text: one goes, one comes, one is another, or the end is lost.
+fn damage(text: &str, dice: &mut u64) -> String {
+    const BYTES: &[u8] = b"{}[]\",:0-9.eE%&=/?\\ntu+";
+    let mut bytes = text.as_bytes().to_vec();
+    for _ in 0..=roll(dice) % 3 {
+        let (at, byte) = (roll(dice) % (bytes.len() + 1), BYTES[roll(dice) % BYTES.len()]);
+        match roll(dice) % 4 {
+            0 if at < bytes.len() => drop(bytes.remove(at)),
+            1 => bytes.insert(at, byte),
+            2 if at < bytes.len() => bytes[at] = byte,
+            3 if roll(dice) % 4 == 0 => bytes.truncate(at),
+            _ => {}
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_requests_get_an_answer() {
+    let fixture = Fixture::start().await;
+    let hub = fixture.hub.address().to_string();
+    let seed = 2_026_1123;
+    println!("seed {seed}");
+    let mut dice: u64 = seed;
+    for round in 0..600 {
+        let (method, path, body) = if round % 2 == 0 {
+            let (path, body) = GATEWAY[roll(&mut dice) % GATEWAY.len()];
+            ("POST", format!("/v3/{path}"), damage(body, &mut dice))
+        } else {
+            let (method, path, form) = crate::v2::REQUESTS[roll(&mut dice) % crate::v2::REQUESTS.len()];
+            let path = damage(path, &mut dice).replace(' ', "+");
+            (method, format!("/v2/keys/{path}"), damage(form, &mut dice))
+        };
+        // A wait or a watch that was damaged into being right would be answered when something happens.
+        if path.contains("wait=") {
+            continue;
+        }
+        let answer = send(&hub, method, &path, &body).await;
+        // 500 is grpc-gateway's answer to wrong JSON in a stream, 501 to what the hub does not have.
+        let wrong_stream = answer.status == 500 && path.ends_with("keepalive");
+        let refused = answer.status < 500 || answer.status == 501 || wrong_stream;
+        assert!(refused, "{method} {path} {body}: {answer:?}");
+    }
+    assert_eq!(send(&hub, "GET", "/health", "").await.body, r#"{"health":"true"}"#);
+}
+
 /// What grpc.health.v1 asks and answers.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Health {
