@@ -230,6 +230,8 @@ impl Apply {
                     disk: self.storage.size(),
                     memory: self.store.size(),
                     out_of_space: self.check_space().is_err(),
+                    compacted: self.store.compacted(),
+                    watchers: self.watchers.len(),
                 };
                 self.turn.answer(reply, Ok(health));
             }

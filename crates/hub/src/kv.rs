@@ -4,13 +4,12 @@
 //! store's.
 
 use crate::convert;
+use crate::range_stream;
 use crate::request::{Queue, Request, status};
 use crate::storage::Identity;
 use etcd_client::proto as pb;
 use mvcc::{Error, Revision};
 use prost::Message;
-use std::pin::Pin;
-use tokio_stream::Stream;
 use tonic::{Response, Status};
 
 /// The largest write; etcd's default. Larger ones would stall everybody behind them.
@@ -37,16 +36,14 @@ impl pb::PbKvService for KvService {
         Ok(Response::new(convert::range_response(response, header)))
     }
 
-    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::PbRangeStreamResponse, Status>> + Send>>;
+    type RangeStreamStream = range_stream::Parts;
 
-    /// The whole range in one part, which the definition allows.
     async fn range_stream(
         &self,
         request: tonic::Request<pb::PbRangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let response = self.range(request).await?.into_inner();
-        let part = pb::PbRangeStreamResponse { range_response: Some(response) };
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(part)))))
+        let queue = self.queue.clone();
+        range_stream::range_stream(queue, self.identity, request.into_inner()).await.map(Response::new)
     }
 
     async fn put(

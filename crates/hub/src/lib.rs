@@ -16,6 +16,8 @@ mod cluster;
 mod compaction;
 /// Between protobuf and the store's types.
 mod convert;
+/// HTTP/1.1 on gRPC's port.
+mod http;
 /// The KV service.
 mod kv;
 /// The Lease service.
@@ -26,6 +28,8 @@ mod maintenance;
 pub mod migrate;
 /// A running hub or etcd, asked from outside.
 pub mod remote;
+/// Ranges in parts.
+mod range_stream;
 /// What the services ask of the apply thread.
 mod request;
 /// A hub's data out of a snapshot.
@@ -38,6 +42,8 @@ mod stop;
 mod storage;
 /// Whether a hub's data is sound.
 pub mod verify;
+/// The v2 keys API.
+mod v2;
 /// The Watch service.
 mod watch;
 /// The apply thread's side of watch streams.
@@ -59,6 +65,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing::info;
@@ -201,16 +208,21 @@ impl Hub {
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
         let maintenance = maintenance::MaintenanceService { queue: q(), identity, stop: c() };
         let auth = auth::AuthService { queue: q(), identity };
-        let server = Server::builder()
-            .max_concurrent_streams(MAX_STREAMS)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            // tonic's own default of 4 MiB limits requests; answers have no limit.
-            .add_service(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
+        // tonic's own default of 4 MiB limits requests; answers have no limit.
+        let grpc = Routes::new(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbWatchServer::new(watch).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
             .add_service(auth);
+        // Serving as a whole ("") and nothing finer, like etcd: when it does not, nobody answers.
+        let (_, health) = tonic_health::server::health_reporter();
+        let grpc = grpc.add_service(health);
+        let server = Server::builder()
+            .accept_http1(true)
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .add_routes(http::routes(grpc, q()));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let server =
             tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));

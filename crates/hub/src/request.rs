@@ -94,6 +94,9 @@ pub(crate) struct Health {
     /// Bytes of keys, values and history.
     pub(crate) memory: u64,
     pub(crate) out_of_space: bool,
+    /// How far the history is gone.
+    pub(crate) compacted: Revision,
+    pub(crate) watchers: usize,
 }
 
 /// The services' end of the queue.

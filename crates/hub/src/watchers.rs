@@ -118,6 +118,11 @@ impl Watchers {
         }
     }
 
+    /// How many watchers there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Whether [`catch_up`](Self::catch_up) has something to do right now.
     pub(crate) fn is_behind(&self) -> bool {
         !self.catching_up.is_empty()

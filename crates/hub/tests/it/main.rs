@@ -5,11 +5,14 @@ mod child;
 mod client;
 mod differential;
 mod durability;
+mod etcd;
 mod etcdctl;
 mod migrate;
 mod raw;
 mod remote;
 mod snapshot;
+mod http;
+mod v2;
 mod watch;
 
 use etcd_client::Client;
