@@ -14,14 +14,22 @@ mod cluster;
 mod compaction;
 /// Between protobuf and the store's types.
 mod convert;
+/// The Election service.
+mod election;
 /// The KV service.
 mod kv;
 /// The Lease service.
 mod lease;
+/// The Lock service.
+mod lock;
 /// The Maintenance service.
 mod maintenance;
 /// What the services ask of the apply thread.
 mod request;
+/// Calls of the services that are written by hand.
+mod rpc;
+/// What locks and elections stand on.
+mod session;
 /// How long-lived streams end.
 mod stop;
 /// The disk.
@@ -189,6 +197,8 @@ impl Hub {
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
         let maintenance = maintenance::MaintenanceService { queue: q(), identity };
         let auth = auth::AuthService { queue: q(), identity };
+        let lock = lock::LockService { queue: q(), identity, stop: c() };
+        let election = election::ElectionService { queue: q(), identity, stop: c() };
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(KEEPALIVE))
@@ -198,7 +208,9 @@ impl Hub {
             .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
-            .add_service(auth);
+            .add_service(auth)
+            .add_service(lock)
+            .add_service(election);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let server =
             tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));

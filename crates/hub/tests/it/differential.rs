@@ -16,9 +16,9 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 /// A real etcd with one member; killed when dropped.
-struct Etcd {
+pub(crate) struct Etcd {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 fn free_port() -> u16 {
@@ -26,7 +26,7 @@ fn free_port() -> u16 {
 }
 
 impl Etcd {
-    async fn start(dir: &Path) -> Self {
+    pub(crate) async fn start(dir: &Path) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
         let (client, peer) = (format!("http://{address}"), format!("http://127.0.0.1:{}", free_port()));
         let cluster = format!("default={peer}");
@@ -64,10 +64,10 @@ impl Drop for Etcd {
 }
 
 /// Splitmix64: small, and the same everywhere.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -75,11 +75,11 @@ impl Dice {
         (z ^ (z >> 31)) % sides
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.roll(n) == 0
     }
 
-    fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.roll(of.len() as u64) as usize].clone()
     }
 
@@ -212,7 +212,7 @@ fn keep_nothing(txn: &mut pb::PbTxnRequest) {
 }
 
 /// What both answered; panics unless it is the same.
-fn same<T: PartialEq + Debug>(
+pub(crate) fn same<T: PartialEq + Debug>(
     what: &dyn Debug,
     hub: Result<T, Status>,
     etcd: Result<T, Status>,

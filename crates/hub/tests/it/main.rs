@@ -6,6 +6,7 @@ mod client;
 mod differential;
 mod durability;
 mod etcdctl;
+mod locks;
 mod raw;
 mod watch;
 
