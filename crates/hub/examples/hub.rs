@@ -2,7 +2,7 @@
 //!
 //! Prints the address that it listens on, one line, and serves until it is interrupted.
 
-use hub::{Hub, HubConfig};
+use hub::{AuthConfig, Hub, HubConfig};
 use std::io::Write;
 
 #[tokio::main]
@@ -16,6 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         listen: listen.parse()?,
         advertise: None,
         name: "default".to_owned(),
+        auth: AuthConfig::default(),
     };
     let mut hub = Hub::start(config).await?;
     println!("{}", hub.address());

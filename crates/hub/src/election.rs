@@ -69,8 +69,8 @@ pub(crate) struct ResignRequest {
 }
 
 impl ElectionService {
-    fn session<T>(&self, _request: &Request<T>) -> Session {
-        Session { queue: self.queue.clone(), identity: self.identity, stop: self.stop.clone() }
+    fn session<T>(&self, request: &Request<T>) -> Session {
+        Session { queue: self.queue.by(request), identity: self.identity, stop: self.stop.clone() }
     }
 
     pub(crate) async fn campaign(

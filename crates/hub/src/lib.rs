@@ -6,8 +6,10 @@
 
 /// The apply thread: executes, makes durable, answers.
 mod apply;
-/// The Auth service, as far as a hub without users has one.
+/// The Auth service.
 mod auth;
+/// Who makes a call.
+mod caller;
 /// The Cluster service.
 mod cluster;
 /// When the hub compacts by itself.
@@ -16,6 +18,8 @@ mod compaction;
 mod convert;
 /// The Election service.
 mod election;
+/// Who may do what.
+mod guard;
 /// The KV service.
 mod kv;
 /// The Lease service.
@@ -41,7 +45,10 @@ mod watchers;
 /// A codec for services written by hand.
 mod wire;
 
+pub use crate::auth::AuthConfig;
+
 use crate::apply::Apply;
+use crate::guard::Guard;
 use crate::request::Queue;
 use crate::storage::{Opened, Storage};
 use etcd_client::proto as pb;
@@ -80,6 +87,8 @@ pub struct HubConfig {
     pub advertise: Option<String>,
     /// Its name, as the only member.
     pub name: String,
+    /// How users log in, once there are any.
+    pub auth: AuthConfig,
 }
 
 /// Why a hub did not start, or stopped.
@@ -177,7 +186,7 @@ impl Hub {
 
         let (queue, requests) = Queue::new();
         let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
-        let apply = Apply::new(replayed, storage, requests, started);
+        let apply = Apply::new(replayed, storage, requests, started, Guard::new(config.auth.token_ttl));
         let (ended, apply_ended) = oneshot::channel();
         let apply_stop = stop.clone();
         let apply = thread::Builder::new()
@@ -196,7 +205,7 @@ impl Hub {
         let lease = lease::LeaseService { queue: q(), identity, stop: c() };
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
         let maintenance = maintenance::MaintenanceService { queue: q(), identity };
-        let auth = auth::AuthService { queue: q(), identity };
+        let auth = auth::AuthService::new(q(), identity, &config.auth);
         let lock = lock::LockService { queue: q(), identity, stop: c() };
         let election = election::ElectionService { queue: q(), identity, stop: c() };
         let server = Server::builder()

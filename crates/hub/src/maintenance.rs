@@ -55,17 +55,18 @@ impl pb::PbMaintenanceService for MaintenanceService {
 
     async fn defragment(
         &self,
-        _request: tonic::Request<pb::PbDefragmentRequest>,
+        request: tonic::Request<pb::PbDefragmentRequest>,
     ) -> Result<Response<pb::PbDefragmentResponse>, Status> {
-        let revision = self.queue.ask(Request::Defragment).await?;
+        let revision = self.queue.by(&request).ask(Request::Defragment).await?;
         Ok(Response::new(pb::PbDefragmentResponse { header: self.identity.header(revision) }))
     }
 
     async fn hash(
         &self,
-        _request: tonic::Request<pb::PbHashRequest>,
+        request: tonic::Request<pb::PbHashRequest>,
     ) -> Result<Response<pb::PbHashResponse>, Status> {
-        let hash = self.queue.ask(|reply| Request::Hash { revision: Revision(0), reply }).await?;
+        let queue = self.queue.by(&request);
+        let hash = queue.ask(|reply| Request::Hash { revision: Revision(0), reply }).await?;
         let header = self.identity.header(hash.revision);
         Ok(Response::new(pb::PbHashResponse { header, hash: hash.hash }))
     }
@@ -74,8 +75,9 @@ impl pb::PbMaintenanceService for MaintenanceService {
         &self,
         request: tonic::Request<pb::PbHashKvRequest>,
     ) -> Result<Response<pb::PbHashKvResponse>, Status> {
+        let queue = self.queue.by(&request);
         let revision = Revision(request.into_inner().revision);
-        let hash = self.queue.ask(|reply| Request::Hash { revision, reply }).await?;
+        let hash = queue.ask(|reply| Request::Hash { revision, reply }).await?;
         Ok(Response::new(pb::PbHashKvResponse {
             header: self.identity.header(hash.revision),
             hash: hash.hash,
@@ -88,8 +90,9 @@ impl pb::PbMaintenanceService for MaintenanceService {
 
     async fn snapshot(
         &self,
-        _request: tonic::Request<pb::PbSnapshotRequest>,
+        request: tonic::Request<pb::PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.queue.by(&request).ask(Request::Root).await?;
         Err(Status::unimplemented(
             "the embedded hub has no snapshots in etcd's format; copy its data with `etcdctl make-mirror`",
         ))
@@ -97,15 +100,17 @@ impl pb::PbMaintenanceService for MaintenanceService {
 
     async fn move_leader(
         &self,
-        _request: tonic::Request<pb::PbMoveLeaderRequest>,
+        request: tonic::Request<pb::PbMoveLeaderRequest>,
     ) -> Result<Response<pb::PbMoveLeaderResponse>, Status> {
+        self.queue.by(&request).ask(Request::Root).await?;
         Err(Status::failed_precondition("etcdserver: bad leader transferee"))
     }
 
     async fn downgrade(
         &self,
-        _request: tonic::Request<pb::PbDowngradeRequest>,
+        request: tonic::Request<pb::PbDowngradeRequest>,
     ) -> Result<Response<pb::PbDowngradeResponse>, Status> {
+        self.queue.by(&request).ask(Request::Root).await?;
         Err(Status::unimplemented("the embedded hub has no cluster version to lower"))
     }
 }

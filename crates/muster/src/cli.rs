@@ -201,7 +201,9 @@ fn log() {
 
 async fn hub(args: HubArgs) -> Result<ExitCode> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let config = hub::HubConfig { data_dir: args.data_dir, listen: args.listen, advertise: None, name };
+    let auth = hub::AuthConfig::default();
+    let config =
+        hub::HubConfig { data_dir: args.data_dir, listen: args.listen, advertise: None, name, auth };
     let mut signals = agent::Signals::new()?;
     let mut hub = hub::Hub::start(config).await?;
     tracing::info!(address = %hub.address(), "hub serves");

@@ -27,6 +27,10 @@ fn free_port() -> u16 {
 
 impl Etcd {
     pub(crate) async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[]).await
+    }
+
+    pub(crate) async fn start_with(dir: &Path, flags: &[&str]) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
         let (client, peer) = (format!("http://{address}"), format!("http://127.0.0.1:{}", free_port()));
         let cluster = format!("default={peer}");
@@ -36,6 +40,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &cluster, "--log-level", "error"])
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

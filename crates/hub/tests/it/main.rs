@@ -1,6 +1,7 @@
 //! The hub as its clients see it: through etcd-client, through etcdctl, beside a real etcd, and through crashes.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod auth;
 mod child;
 mod client;
 mod differential;
@@ -11,7 +12,7 @@ mod raw;
 mod watch;
 
 use etcd_client::Client;
-use hub::{Hub, HubConfig};
+use hub::{AuthConfig, Hub, HubConfig};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -49,6 +50,8 @@ fn config(dir: &Path) -> HubConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise: None,
         name: "test".to_owned(),
+        // The least that bcrypt allows: tests log in often.
+        auth: AuthConfig { bcrypt_cost: 4, ..AuthConfig::default() },
     }
 }
 
