@@ -17,6 +17,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         advertise: None,
         name: "default".to_owned(),
         auth: AuthConfig::default(),
+        tls: None,
     };
     let mut hub = Hub::start(config).await?;
     println!("{}", hub.address());

@@ -143,7 +143,10 @@ impl AuthService {
         Err(status(Error::AuthOldRevision))
     }
 
-    async fn user_add(&self, request: pb::PbAuthUserAddRequest) -> Result<Option<pb::PbResponseHeader>, Status> {
+    async fn user_add(
+        &self,
+        request: pb::PbAuthUserAddRequest,
+    ) -> Result<Option<pb::PbResponseHeader>, Status> {
         let has_none = request.options.is_some_and(|options| options.no_password);
         let password = if has_none { None } else { Some(self.hash(request.password).await?) };
         self.change(AuthCommand::UserAdd { name: request.name, password }).await
@@ -243,11 +246,17 @@ impl AuthService {
             }),
             "UserGet" => method!(self, http, |own, request: pb::PbAuthUserGetRequest| {
                 let answer = own.ask(AuthRequest::UserGet(request.name)).await?;
-                pb::PbAuthUserGetResponse { header: own.identity.header(answer.revision), roles: answer.names }
+                pb::PbAuthUserGetResponse {
+                    header: own.identity.header(answer.revision),
+                    roles: answer.names,
+                }
             }),
             "UserList" => method!(self, http, |own, _request: Empty| {
                 let answer = own.ask(AuthRequest::UserList).await?;
-                pb::PbAuthUserListResponse { header: own.identity.header(answer.revision), users: answer.names }
+                pb::PbAuthUserListResponse {
+                    header: own.identity.header(answer.revision),
+                    users: answer.names,
+                }
             }),
             "UserDelete" => method!(self, http, |own, request: pb::PbAuthUserDeleteRequest| {
                 let header = own.change(C::UserDelete { name: request.name }).await?;
@@ -285,10 +294,15 @@ impl AuthService {
             }),
             "RoleList" => method!(self, http, |own, _request: Empty| {
                 let answer = own.ask(AuthRequest::RoleList).await?;
-                pb::PbAuthRoleListResponse { header: own.identity.header(answer.revision), roles: answer.names }
+                pb::PbAuthRoleListResponse {
+                    header: own.identity.header(answer.revision),
+                    roles: answer.names,
+                }
             }),
             "RoleDelete" => method!(self, http, |own, request: pb::PbAuthRoleDeleteRequest| {
-                pb::PbAuthRoleDeleteResponse { header: own.change(C::RoleDelete { name: request.role }).await? }
+                pb::PbAuthRoleDeleteResponse {
+                    header: own.change(C::RoleDelete { name: request.role }).await?,
+                }
             }),
             "RoleGrantPermission" => method!(self, http, |own, request: RoleGrantPermissionRequest| {
                 pb::PbAuthRoleGrantPermissionResponse { header: own.grant_permission(request).await? }

@@ -33,7 +33,11 @@ pub(crate) enum AuthRequest {
     /// The stored password of a user who logs in, and the revision of users that it is of.
     Password(String),
     /// Gives out a token, made of what is random, if users are still as they were when the password was checked.
-    Login { name: String, revision: u64, random: String },
+    Login {
+        name: String,
+        revision: u64,
+        random: String,
+    },
 }
 
 /// What it is answered; a field that was not asked for is empty.

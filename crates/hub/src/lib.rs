@@ -10,6 +10,8 @@ mod apply;
 mod auth;
 /// Who makes a call.
 mod caller;
+/// The names in client certificates.
+mod certificate;
 /// The Cluster service.
 mod cluster;
 /// When the hub compacts by itself.
@@ -38,6 +40,8 @@ mod session;
 mod stop;
 /// The disk.
 mod storage;
+/// TLS on the port.
+mod tls;
 /// The Watch service.
 mod watch;
 /// The apply thread's side of watch streams.
@@ -46,11 +50,13 @@ mod watchers;
 mod wire;
 
 pub use crate::auth::AuthConfig;
+pub use crate::tls::TlsConfig;
 
 use crate::apply::Apply;
 use crate::guard::Guard;
 use crate::request::Queue;
 use crate::storage::{Opened, Storage};
+use crate::tls::Incoming;
 use etcd_client::proto as pb;
 use std::io;
 use std::net::SocketAddr;
@@ -61,6 +67,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -89,6 +96,8 @@ pub struct HubConfig {
     pub name: String,
     /// How users log in, once there are any.
     pub auth: AuthConfig,
+    /// TLS on the port; none is plain HTTP/2.
+    pub tls: Option<TlsConfig>,
 }
 
 /// Why a hub did not start, or stopped.
@@ -145,6 +154,24 @@ pub enum HubError {
         #[source]
         source: io::Error,
     },
+    /// A certificate or key cannot be read.
+    #[error("could not read {path}")]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A certificate or key is of no use.
+    #[error("could not use {path} for TLS")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
     /// The server stopped.
     #[error("the gRPC server stopped")]
     Serve(#[source] Option<tonic::transport::Error>),
@@ -175,10 +202,14 @@ pub struct Hub {
 impl Hub {
     /// Opens the data and serves it. Ready for clients when this returns.
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
-        let data_dir = config.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&data_dir));
-        let Loaded { storage, identity, replayed, started } =
+        let (data_dir, tls) = (config.data_dir.clone(), config.tls.clone());
+        let opened = tokio::task::spawn_blocking(move || {
+            let tls = tls.as_ref().map(TlsConfig::load).transpose()?;
+            Ok((open(&data_dir)?, tls))
+        });
+        let (loaded, tls) =
             opened.await.map_err(|panic| HubError::Apply(Some(io::Error::other(panic))))??;
+        let Loaded { storage, identity, replayed, started } = loaded;
         let listen = |source| HubError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -198,7 +229,7 @@ impl Hub {
             })
             .map_err(|error| HubError::Apply(Some(error)))?;
 
-        let advertise = config.advertise.unwrap_or_else(|| default_url(address));
+        let advertise = config.advertise.unwrap_or_else(|| default_url(address, tls.is_some()));
         let (q, c) = (|| queue.clone(), || closing.clone());
         let kv = kv::KvService { queue: q(), identity };
         let watch = watch::WatchService { queue: q(), identity, stop: c(), next_stream: AtomicU64::new(1) };
@@ -220,7 +251,7 @@ impl Hub {
             .add_service(auth)
             .add_service(lock)
             .add_service(election);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = Incoming::new(TcpIncoming::from(listener).with_nodelay(Some(true)), tls);
         let server =
             tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
         info!(%address, revision, bytes = keys, "hub started");
@@ -289,9 +320,10 @@ fn open(data_dir: &Path) -> Result<Loaded, HubError> {
     Ok(Loaded { storage, identity, replayed, started })
 }
 
-fn default_url(address: SocketAddr) -> String {
+fn default_url(address: SocketAddr, tls: bool) -> String {
+    let scheme = if tls { "https" } else { "http" };
     if address.ip().is_unspecified() {
-        return format!("http://localhost:{}", address.port());
+        return format!("{scheme}://localhost:{}", address.port());
     }
-    format!("http://{address}")
+    format!("{scheme}://{address}")
 }

@@ -202,8 +202,14 @@ fn log() {
 async fn hub(args: HubArgs) -> Result<ExitCode> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let auth = hub::AuthConfig::default();
-    let config =
-        hub::HubConfig { data_dir: args.data_dir, listen: args.listen, advertise: None, name, auth };
+    let config = hub::HubConfig {
+        data_dir: args.data_dir,
+        listen: args.listen,
+        advertise: None,
+        name,
+        auth,
+        tls: None,
+    };
     let mut signals = agent::Signals::new()?;
     let mut hub = hub::Hub::start(config).await?;
     tracing::info!(address = %hub.address(), "hub serves");

@@ -6,7 +6,7 @@
 use crate::raw::{call, channel, only_revision};
 use crate::{DEADLINE, Fixture};
 use etcd_client::proto as pb;
-use etcd_client::{Client, WatchOptions};
+use etcd_client::{Client, ConnectOptions, TlsOptions, WatchOptions};
 use std::fmt::Debug;
 use std::net::TcpListener;
 use std::path::Path;
@@ -31,8 +31,23 @@ impl Etcd {
     }
 
     pub(crate) async fn start_with(dir: &Path, flags: &[&str]) -> Self {
+        Self::start_as("http", dir, flags, None).await
+    }
+
+    /// With client certificates; `probe` is the bearer of one.
+    pub(crate) async fn start_tls(dir: &Path, cert: &Path, key: &Path, ca: &Path, probe: TlsOptions) -> Self {
+        let flags = [("--cert-file", cert), ("--key-file", key), ("--trusted-ca-file", ca)];
+        let mut flags: Vec<String> =
+            flags.iter().map(|(flag, path)| format!("{flag}={}", path.display())).collect();
+        flags.extend(["--client-cert-auth".to_owned(), "--bcrypt-cost=4".to_owned()]);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let probe = ConnectOptions::new().with_tls(probe);
+        Self::start_as("https", dir, &flags, Some(probe)).await
+    }
+
+    async fn start_as(scheme: &str, dir: &Path, flags: &[&str], probe: Option<ConnectOptions>) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
-        let (client, peer) = (format!("http://{address}"), format!("http://127.0.0.1:{}", free_port()));
+        let (client, peer) = (format!("{scheme}://{address}"), format!("http://127.0.0.1:{}", free_port()));
         let cluster = format!("default={peer}");
         let child = Command::new("etcd")
             .arg("--data-dir")
@@ -47,15 +62,15 @@ impl Etcd {
             .expect("etcd runs (Debian: apt-get install etcd-server)");
         let etcd = Self { child, address };
         let start = Instant::now();
-        while !etcd.serves().await {
+        while !Self::serves(&client, probe.clone()).await {
             assert!(start.elapsed() < DEADLINE, "etcd does not come up");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         etcd
     }
 
-    async fn serves(&self) -> bool {
-        let Ok(mut client) = Client::connect([&self.address], None).await else { return false };
+    async fn serves(url: &str, probe: Option<ConnectOptions>) -> bool {
+        let Ok(mut client) = Client::connect([url], probe).await else { return false };
         let get = tokio::time::timeout(Duration::from_secs(2), client.get("a", None)).await;
         matches!(get, Ok(Ok(_)))
     }

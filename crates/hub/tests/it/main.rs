@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod auth;
+mod auth_client;
 mod child;
 mod client;
 mod differential;
@@ -9,6 +10,7 @@ mod durability;
 mod etcdctl;
 mod locks;
 mod raw;
+mod tls;
 mod watch;
 
 use etcd_client::Client;
@@ -52,6 +54,7 @@ fn config(dir: &Path) -> HubConfig {
         name: "test".to_owned(),
         // The least that bcrypt allows: tests log in often.
         auth: AuthConfig { bcrypt_cost: 4, ..AuthConfig::default() },
+        tls: None,
     }
 }
 

@@ -125,5 +125,13 @@ impl Embedded {
 
 async fn start(dir: &TempDir, listen: SocketAddr) -> Result<Hub, HubError> {
     let data_dir = dir.path().to_owned();
-    Hub::start(HubConfig { data_dir, listen, advertise: None, name: "test".to_owned(), auth: AuthConfig::default() }).await
+    Hub::start(HubConfig {
+        data_dir,
+        listen,
+        advertise: None,
+        name: "test".to_owned(),
+        auth: AuthConfig::default(),
+        tls: None,
+    })
+    .await
 }
