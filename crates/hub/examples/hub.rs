@@ -9,14 +9,18 @@ use std::io::Write;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let (Some(data_dir), Some(listen)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: hub DIRECTORY ADDRESS".into());
+        return Err("usage: hub DIRECTORY ADDRESS [TOKEN-TTL-SECONDS]".into());
     };
+    let mut auth = AuthConfig::default();
+    if let Some(seconds) = arguments.next() {
+        auth.token_ttl = std::time::Duration::from_secs(seconds.parse()?);
+    }
     let config = HubConfig {
         data_dir: data_dir.into(),
         listen: listen.parse()?,
         advertise: None,
         name: "default".to_owned(),
-        auth: AuthConfig::default(),
+        auth,
         tls: None,
     };
     let mut hub = Hub::start(config).await?;
