@@ -57,8 +57,8 @@ impl pb::PbMaintenanceService for MaintenanceService {
         &self,
         request: tonic::Request<pb::PbDefragmentRequest>,
     ) -> Result<Response<pb::PbDefragmentResponse>, Status> {
-        let revision = self.queue.by(&request).ask(Request::Defragment).await?;
-        Ok(Response::new(pb::PbDefragmentResponse { header: self.identity.header(revision) }))
+        self.queue.by(&request).ask(Request::Defragment).await?;
+        Ok(Response::new(pb::PbDefragmentResponse { header: None })) // as etcd, which has none here
     }
 
     async fn hash(
@@ -103,6 +103,9 @@ impl pb::PbMaintenanceService for MaintenanceService {
         request: tonic::Request<pb::PbMoveLeaderRequest>,
     ) -> Result<Response<pb::PbMoveLeaderResponse>, Status> {
         self.queue.by(&request).ask(Request::Root).await?;
+        if request.get_ref().target_id == self.identity.member {
+            return Ok(Response::new(pb::PbMoveLeaderResponse { header: None })); // it leads already
+        }
         Err(Status::failed_precondition("etcdserver: bad leader transferee"))
     }
 
