@@ -196,6 +196,8 @@ impl Both {
             12 => {
                 let who = dice.pick(&["root", "ann", "bob", "nobody", "forger"]);
                 ask!(self, who, "/etcdserverpb.Auth/UserGet", named(&user, ""), Names);
+                // What root may by itself 3.4 does not show, later versions and the hub do.
+                let role = if role == "root" { "r1".to_owned() } else { role };
                 ask!(self, who, "/etcdserverpb.Auth/RoleGet", named(&role, ""), Permissions);
             }
             13 => {
@@ -283,12 +285,12 @@ fn txn(
     use pb::PbTxnOpRequest as Op;
     // That a put in a transaction needs more than the right to write is newer than 3.4.
     let put = pb::PbPutRequest { prev_kv: false, lease: 0, ..put.clone() };
-    let mut op = |nested: Option<pb::PbTxnRequest>| {
+    // Nor does Debian's 3.4 look into a transaction within the transaction; later versions and the hub do.
+    let mut op = || {
         let request = match dice.roll(4) {
             0 => Op::RequestPut(put.clone()),
-            1 => Op::RequestRange(range.clone()),
-            2 => Op::RequestDeleteRange(delete.clone()),
-            _ => nested.map_or_else(|| Op::RequestRange(range.clone()), Op::RequestTxn),
+            1 => Op::RequestDeleteRange(delete.clone()),
+            _ => Op::RequestRange(range.clone()),
         };
         pb::PbTxnRequestOp { request: Some(request) }
     };
@@ -298,14 +300,12 @@ fn txn(
         target_union: Some(pb::PbTargetUnion::Version(0)),
         ..Default::default()
     };
-    let inner = pb::PbTxnRequest { compare: vec![], success: vec![op(None)], failure: vec![] };
-    let compares = if inner.success.is_empty() { vec![] } else { vec![compare] };
-    pb::PbTxnRequest { compare: compares, success: vec![op(Some(inner))], failure: vec![op(None)] }
+    pb::PbTxnRequest { compare: vec![compare], success: vec![op()], failure: vec![op()] }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_users_may_do_the_same() {
-    for seed in 1..=4 {
+    for seed in 1..=6 {
         println!("seed {seed}");
         let dir = tempfile::tempdir().unwrap();
         let etcd = Etcd::start_with(dir.path(), &["--bcrypt-cost", "4"]).await;
