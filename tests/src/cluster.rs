@@ -114,7 +114,7 @@ impl Cluster {
         };
         let lab = Lab::up(machines, config)?;
         let cluster = Self { lab };
-        cluster.m1().exec_ok(&["systemctl", "start", "nginx.service"])?;
+        cluster.m1().exec_ok(&["systemctl", "enable", "--now", "--quiet", "nginx.service"])?;
         cluster.load_someapp()?;
         eventually("all machines are in the cluster", || Ok(cluster.list("machines")?.len() == machines))?;
         Ok(cluster)

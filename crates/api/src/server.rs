@@ -4,7 +4,7 @@
 //! documented type, a stream of such lines or frames, or an error body with a 4xx or 5xx status.
 
 use crate::{
-    client::{Client, Endpoint},
+    client::{Client, ClientError, Endpoint},
     frames::Frame,
     types::{ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched},
 };
@@ -168,6 +168,10 @@ async fn run<S: Service>(
                 Ok(body) => {
                     Ok(stream("application/octet-stream", body.map(|chunk| chunk.unwrap_or_default())))
                 }
+                Err(ClientError::Unreachable { .. }) => Err(ApiError::unavailable(format!(
+                    "the machine of {name} at {} does not answer; if it has just died its units run elsewhere within seconds",
+                    address.ip()
+                ))),
                 Err(error) => Err(error.into_api()),
             };
         }

@@ -156,9 +156,24 @@ pub struct Plan {
     pub held: BTreeSet<MachineId>,
 }
 
+/// What the engine knows of machines beyond their presence.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// Machines that are present, but have not renewed their lease when they should have.
+    pub overdue: BTreeSet<MachineId>,
+    /// Whether most machines were gone a moment ago. Those that are not back yet are waited for.
+    pub holding: bool,
+}
+
 /// Decides what to change in `cluster`'s schedule. `term` is the leader's, and goes into every record.
-pub fn plan(cluster: &Cluster, term: Revision) -> Plan {
-    Planner::new(cluster, term).run()
+pub fn plan(cluster: &Cluster, term: Revision, doubts: &Doubts) -> Plan {
+    Planner::new(cluster, term).run(doubts)
+}
+
+/// Machines that units are scheduled to and that are gone.
+pub fn lost(cluster: &Cluster) -> BTreeSet<&MachineId> {
+    let scheduled = cluster.schedule.values().flat_map(BTreeMap::keys);
+    scheduled.filter(|machine| !cluster.machines.contains_key(*machine)).collect()
 }
 
 /// Why each machine refuses `unit` as things stand; empty when some machine would take it.
@@ -209,23 +224,22 @@ impl<'a> Planner<'a> {
         self.plan.actions.push(Action::Unschedule { unit: unit.clone(), machine: machine.clone(), why });
     }
 
-    fn run(mut self) -> Plan {
-        self.hold();
+    fn run(mut self, doubts: &Doubts) -> Plan {
+        self.hold(doubts);
         self.clear();
         self.settle();
         self.fill();
         self.plan
     }
 
-    /// When most machines are gone at once, it is the hub or the network that is sick: nothing is moved.
-    fn hold(&mut self) {
-        let lost: BTreeSet<_> = self
-            .on
-            .keys()
-            .filter(|machine| !self.cluster.machines.contains_key(**machine))
-            .copied()
-            .collect();
-        if lost.len() > 1 && lost.len() > self.cluster.machines.len() {
+    /// When most machines are gone at once, it is the hub or the network that is sick: nothing is moved. Leases
+    /// end one after another, so the machines whose leases are about to end count as gone.
+    fn hold(&mut self, doubts: &Doubts) {
+        let lost = lost(self.cluster);
+        let overdue =
+            doubts.overdue.iter().filter(|machine| self.cluster.machines.contains_key(*machine)).count();
+        let (gone, left) = (lost.len() + overdue, self.cluster.machines.len() - overdue);
+        if !lost.is_empty() && (doubts.holding || (gone > 1 && gone > left)) {
             self.plan.held = lost.into_iter().cloned().collect();
         }
     }
@@ -444,6 +458,7 @@ mod tests {
     #[derive(Default)]
     struct World {
         cluster: Cluster,
+        doubts: Doubts,
         revision: i64,
     }
 
@@ -475,7 +490,7 @@ mod tests {
 
         /// Plans and carries the plan out; gives it back.
         fn settle(&mut self) -> Plan {
-            let plan = plan(&self.cluster, Revision(7));
+            let plan = plan(&self.cluster, Revision(7), &self.doubts);
             for action in &plan.actions {
                 match action {
                     Action::Schedule { unit, machine, record } => {
@@ -555,8 +570,30 @@ mod tests {
         assert_eq!(plan.held.len(), 3);
         assert_eq!(world.cluster.schedule, before);
         world.boot(1, &[]);
+        world.doubts.holding = true;
         world.settle();
-        assert_ne!(world.cluster.schedule, before, "two of four gone: their units move");
+        assert_eq!(world.cluster.schedule, before, "the others may be on their way back, too");
+        world.doubts.holding = false;
+        world.settle();
+        assert_ne!(world.cluster.schedule, before, "two of four stayed away: their units move");
+    }
+
+    #[test]
+    fn leases_that_end_one_after_another_are_one_event() {
+        let mut world = World::with_machines(4);
+        for n in 1..=4 {
+            world.set(&format!("app@{n}.service"), "", "launched");
+        }
+        world.settle();
+        let before = world.cluster.schedule.clone();
+        world.kill(1);
+        world.doubts.overdue = [id(2), id(3)].into();
+        assert_eq!(world.settle().held, [id(1)].into());
+        assert_eq!(world.cluster.schedule, before);
+        // The others renewed after all: one machine is gone, and its units move.
+        world.doubts.overdue.clear();
+        world.settle();
+        assert_ne!(world.cluster.schedule, before);
     }
 
     #[test]
@@ -564,7 +601,7 @@ mod tests {
         let mut world = World::with_machines(1);
         world.boot(2, &[("region", "eu")]);
         let why = |world: &World, unit: &str, n: u8| {
-            plan(&world.cluster, Revision(1)).refused[&name(unit)][&id(n)].to_string()
+            plan(&world.cluster, Revision(1), &world.doubts).refused[&name(unit)][&id(n)].to_string()
         };
         world.set("a.service", "MachineMetadata=region=us", "launched");
         assert_eq!(why(&world, "a.service", 1), "MachineMetadata region=us is asked for, it has no region");
@@ -639,7 +676,7 @@ mod tests {
                     _ => world.set(&format!("app@{n}.service"), "", "inactive"),
                 }
                 world.settle();
-                let again = plan(&world.cluster, Revision(7));
+                let again = plan(&world.cluster, Revision(7), &world.doubts);
                 prop_assert!(again.actions.is_empty(), "{again:?}");
                 for (unit, machines) in &world.cluster.schedule {
                     prop_assert!(machines.len() == 1, "{unit} is on {machines:?}");

@@ -245,6 +245,8 @@ impl Apply {
                 };
                 self.turn.answer(reply, Ok(health));
             }
+            // Keys and values are shared; what is copied is the index.
+            Request::Snapshot(reply) => self.turn.answer(reply, Ok(Box::new(self.store.clone()))),
             Request::Defragment(reply) => self.turn.defragment.push(reply),
             Request::Root(reply) => self.turn.answer(reply, Ok(self.store.revision())),
             Request::Auth(request, reply) => {

@@ -95,7 +95,9 @@ impl Guard {
             // etcd 3.4 lets anybody do these; whoever is not let in should not fill the store or empty its history.
             Request::LeaseGrant(..) | Request::Leases(_) => auth.check_known(caller?),
             Request::Compact { .. } => auth.check_root(caller?),
-            Request::Hash { .. } | Request::Defragment(_) | Request::Root(_) => auth.check_root(caller?),
+            Request::Hash { .. } | Request::Defragment(_) | Request::Snapshot(_) | Request::Root(_) => {
+                auth.check_root(caller?)
+            }
             Request::Watch(watch) => match &watch.kind {
                 WatchKind::Create { watcher, .. } => auth.check_read(caller?, &watcher.range),
                 WatchKind::Cancel { .. } | WatchKind::Progress => Ok(()),
@@ -211,6 +213,7 @@ pub(crate) fn refuse(request: Request, error: Error, revision: Revision) -> Answ
         Request::Hash { reply, .. } => no(reply, error),
         Request::Status(reply) => no(reply, error),
         Request::Defragment(reply) | Request::Root(reply) => no(reply, error),
+        Request::Snapshot(reply) => no(reply, error),
         Request::Auth(_, reply) => no(reply, error),
         Request::As(_, request) => refuse(*request, error, revision),
         Request::Watch(WatchRequest { permit, .. }) => Box::new(move || {

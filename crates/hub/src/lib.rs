@@ -8,6 +8,8 @@
 mod apply;
 /// The Auth service.
 mod auth;
+/// bbolt's file format.
+mod bolt;
 /// Who makes a call.
 mod caller;
 /// The names in client certificates.
@@ -30,18 +32,28 @@ mod lease;
 mod lock;
 /// The Maintenance service.
 mod maintenance;
+/// All keys of one server copied to another.
+pub mod migrate;
+/// A running hub or etcd, asked from outside.
+pub mod remote;
 /// What the services ask of the apply thread.
 mod request;
+/// A hub's data out of a snapshot.
+pub mod restore;
 /// Calls of the services that are written by hand.
 mod rpc;
 /// What locks and elections stand on.
 mod session;
+/// Snapshots in etcd's format.
+pub mod snapshot;
 /// How long-lived streams end.
 mod stop;
 /// The disk.
 mod storage;
 /// TLS on the port.
 mod tls;
+/// Whether a hub's data is sound.
+pub mod verify;
 /// The Watch service.
 mod watch;
 /// The apply thread's side of watch streams.
@@ -235,7 +247,7 @@ impl Hub {
         let watch = watch::WatchService { queue: q(), identity, stop: c(), next_stream: AtomicU64::new(1) };
         let lease = lease::LeaseService { queue: q(), identity, stop: c() };
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
-        let maintenance = maintenance::MaintenanceService { queue: q(), identity };
+        let maintenance = maintenance::MaintenanceService { queue: q(), identity, stop: c() };
         let auth = auth::AuthService::new(q(), identity, &config.auth);
         let lock = lock::LockService { queue: q(), identity, stop: c() };
         let election = election::ElectionService { queue: q(), identity, stop: c() };

@@ -3,13 +3,24 @@
 //! Invariant: what it reports is measured, not made up; what one node cannot do is refused in etcd's words.
 
 use crate::request::{Queue, Request};
+use crate::snapshot::Snapshot;
+use crate::stop::Until;
 use crate::storage::Identity;
 use etcd_client::proto as pb;
 use mvcc::Revision;
+use std::io;
+use std::pin::Pin;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
+use tracing::debug;
 
 /// Clients probe features by this. 3.5 is what the API here amounts to.
 pub(crate) const VERSION: &str = "3.5.0";
+
+/// Pieces of a snapshot, of 64 KiB each, that may wait for their client.
+const SNAPSHOT_PIECES: usize = 4;
 
 /// etcd's number for the alarm "quota is used up".
 const ALARM_NO_SPACE: i32 = 1;
@@ -17,6 +28,7 @@ const ALARM_NO_SPACE: i32 = 1;
 pub(crate) struct MaintenanceService {
     pub(crate) queue: Queue,
     pub(crate) identity: Identity,
+    pub(crate) stop: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -86,16 +98,34 @@ impl pb::PbMaintenanceService for MaintenanceService {
         }))
     }
 
-    type SnapshotStream = tokio_stream::Empty<Result<pb::PbSnapshotResponse, Status>>;
+    type SnapshotStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::PbSnapshotResponse, Status>> + Send>>;
 
+    /// etcd's format. The copy is made between two turns; the file is made of it while the hub goes on, as fast as the
+    /// client takes it.
     async fn snapshot(
         &self,
         request: tonic::Request<pb::PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        self.queue.by(&request).ask(Request::Root).await?;
-        Err(Status::unimplemented(
-            "the embedded hub has no snapshots in etcd's format; copy its data with `etcdctl make-mirror`",
-        ))
+        let store = self.queue.by(&request).ask(Request::Snapshot).await?;
+        let (pieces, stream) = mpsc::channel(SNAPSHOT_PIECES);
+        let identity = self.identity;
+        tokio::task::spawn_blocking(move || {
+            let revision = store.revision();
+            let snapshot = Snapshot::new(&store, identity.term);
+            drop(store);
+            let sent = snapshot.stream(|blob, remaining_bytes| {
+                let header = identity.header(revision);
+                let blob = blob.into();
+                let piece = pb::PbSnapshotResponse { header, remaining_bytes, blob, ..Default::default() };
+                pieces.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+            });
+            if sent.is_err() {
+                debug!(revision = revision.0, "snapshot given up by its client");
+            }
+        });
+        let stream = Until::new(ReceiverStream::new(stream), self.stop.clone());
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn move_leader(

@@ -7,7 +7,7 @@ use crate::watchers::{Outgoing, StreamId};
 use mvcc::{
     CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest, LeaseGrantResponse,
     LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse, Watcher,
+    RangeRequest, RangeResponse, Revision, Store, TxnRequest, TxnResponse, Watcher,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,6 +56,8 @@ pub(crate) enum Request {
     Auth(AuthRequest, Reply<AuthAnswer>),
     /// A request of somebody who tells who it is.
     As(Arc<Credentials>, Box<Request>),
+    /// A copy of everything, to be read elsewhere.
+    Snapshot(Reply<Box<Store>>),
     Watch(WatchRequest),
 }
 

@@ -5,6 +5,8 @@
 
 /// `{1..4}` and `{a,b}`, for shells that do not expand them.
 mod braces;
+/// The hub alone: serving, backups, moving.
+mod hub;
 /// Keys of the hub.
 mod kv;
 /// Machines on one box.
@@ -100,10 +102,10 @@ enum Command {
     ///
     /// Example: muster agent --config /etc/muster/muster.toml
     Agent(ConfigFile),
-    /// Run the embedded hub alone: an etcd v3 server.
+    /// Serve, back up, check and move the hub: an etcd v3 server.
     ///
-    /// Example: muster hub --listen 127.0.0.1:2379 --data-dir /var/lib/muster/hub
-    Hub(HubArgs),
+    /// Example: muster hub snapshot save /var/backups/hub.db
+    Hub(hub::Hub),
     /// Show the configuration and where each value comes from.
     ///
     /// Example: MUSTER_HUB_LISTEN=0.0.0.0:2379 muster config
@@ -121,16 +123,6 @@ struct ConfigFile {
     config: Option<PathBuf>,
 }
 
-#[derive(Args)]
-struct HubArgs {
-    /// Where to listen.
-    #[arg(long, default_value = "127.0.0.1:2379")]
-    listen: std::net::SocketAddr,
-    /// Where to keep the data.
-    #[arg(long, default_value = "/var/lib/muster/hub")]
-    data_dir: PathBuf,
-}
-
 /// Reads the command line and carries it out.
 pub fn run() -> Result<ExitCode> {
     let cli = Cli::parse();
@@ -141,10 +133,11 @@ pub fn run() -> Result<ExitCode> {
             daemon()?.block_on(Box::pin(agent::run(load(&file)?.config)))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Hub(args) => {
+        Command::Hub(hub) if hub.serves() => {
             log();
-            daemon()?.block_on(hub(args))
+            daemon()?.block_on(hub.run())
         }
+        Command::Hub(hub) => client_runtime()?.block_on(Box::pin(hub.run())),
         Command::Config(file) => show_config(&load(&file)?),
         Command::Lab(args) => lab::run(args),
         command => client_runtime()?.block_on(Box::pin(ask(&client, command))),
@@ -199,29 +192,6 @@ fn log() {
     if std::env::var_os("JOURNAL_STREAM").is_some() { builder.without_time().init() } else { builder.init() }
 }
 
-async fn hub(args: HubArgs) -> Result<ExitCode> {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let auth = hub::AuthConfig::default();
-    let config = hub::HubConfig {
-        data_dir: args.data_dir,
-        listen: args.listen,
-        advertise: None,
-        name,
-        auth,
-        tls: None,
-    };
-    let mut signals = agent::Signals::new()?;
-    let mut hub = hub::Hub::start(config).await?;
-    tracing::info!(address = %hub.address(), "hub serves");
-    tokio::select! {
-        error = hub.finished() => Err(error.into()),
-        () = signals.end() => {
-            hub.shutdown().await;
-            Ok(ExitCode::SUCCESS)
-        }
-    }
-}
-
 fn load(file: &ConfigFile) -> Result<config::Loaded> {
     config::load(file.config.as_deref(), |name| std::env::var(name).ok())
 }
@@ -258,12 +228,18 @@ fn names(arguments: &[String]) -> Result<Vec<(String, UnitName)>> {
 mod tests {
     use clap::CommandFactory;
 
+    fn hub_verbs(verb: &clap::Command) -> Vec<&clap::Command> {
+        let verbs = verb.get_subcommands().filter(|_| ["hub", "snapshot"].contains(&verb.get_name()));
+        verbs.flat_map(|verb| std::iter::once(verb).chain(hub_verbs(verb))).collect()
+    }
+
     #[test]
     fn the_command_line_is_well_formed_and_every_verb_has_an_example() {
         super::kv::command().debug_assert();
         let command = super::Cli::command();
         command.clone().debug_assert();
-        for verb in command.get_subcommands() {
+        let verbs = command.get_subcommands().filter(|verb| verb.get_name() != "help");
+        for verb in verbs.flat_map(|verb| std::iter::once(verb).chain(hub_verbs(verb))) {
             let help = verb.clone().render_long_help().to_string();
             assert!(help.contains("Example"), "`muster {} --help` has no example", verb.get_name());
         }

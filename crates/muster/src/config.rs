@@ -167,7 +167,8 @@ impl Default for OverlaySection {
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(serde::de::Error::custom)
+    humantime::parse_duration(&text)
+        .map_err(|error| serde::de::Error::custom(format!("`{text}` is no duration such as \"5s\": {error}")))
 }
 
 /// Who set a value that is not the default.

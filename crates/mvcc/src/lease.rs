@@ -76,6 +76,11 @@ impl Leases {
         Some(lease.ttl)
     }
 
+    /// Every lease with its time to live in seconds, by id.
+    pub(crate) fn granted(&self) -> impl Iterator<Item = (LeaseId, i64)> {
+        self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
+    }
+
     pub(crate) fn attach(&mut self, id: LeaseId, key: &Bytes) {
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.keys.insert(key.clone());

@@ -27,6 +27,8 @@ pub mod auth;
 mod auth_record;
 /// One command for every mutation, for callers that keep commands as data (simulator, property tests).
 pub mod command;
+/// A store as the records that make it.
+mod dump;
 /// What can be refused, in etcd's own words and gRPC codes.
 pub mod error;
 /// A checksum over the history, for `HashKV`.
@@ -55,6 +57,7 @@ pub mod watch;
 pub use auth::{Auth, AuthCommand, PasswordHash, Permission, PermissionKind, User};
 pub use command::{Command, Response};
 pub use error::{Code, Error, ReplayError};
+pub use hash::crc32c;
 pub use lease::{MAX_LEASE_TTL, MIN_LEASE_TTL};
 pub use noun::{Batch, Event, EventKind, KeyRange, KeyValue, LeaseId, Record, Revision, RowId};
 pub use permit::Caller;

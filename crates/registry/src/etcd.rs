@@ -158,6 +158,12 @@ impl Etcd {
         Ok(LeaseId(answer.id()))
     }
 
+    pub(crate) async fn time_left(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        let answer =
+            self.call(|| async { self.client.lease_client().time_to_live(lease.0, None).await }).await?;
+        Ok(Duration::from_secs(u64::try_from(answer.ttl()).unwrap_or(0)))
+    }
+
     pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.call(|| async { self.client.lease_client().revoke(lease.0).await }).await.map(drop)
     }

@@ -147,6 +147,11 @@ impl Memory {
         });
     }
 
+    pub(crate) async fn time_left(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        let answer = self.state().store.lease_time_to_live(self.now(), mvcc::LeaseId(lease.0), false);
+        Ok(Duration::from_secs(u64::try_from(answer.ttl).unwrap_or(0)))
+    }
+
     pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         let mut state = self.state();
         state.store.lease_revoke(mvcc::LeaseId(lease.0)).map(drop).map_err(refused)?;

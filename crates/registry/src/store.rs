@@ -63,7 +63,7 @@ impl Change {
 }
 
 /// Changes that belong together: all of a revision's, and perhaps several revisions'.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
     /// That of the last of them. A watch from the next one goes on without a gap.
     pub revision: Revision,
@@ -212,6 +212,11 @@ impl Store {
     /// A lease that ends after `ttl` unless it is renewed. The hub may raise a very short `ttl`.
     pub async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         both!(self, inner => inner.grant(ttl).await)
+    }
+
+    /// How long a lease has left; zero when it has ended. Whole seconds, rounded down.
+    pub async fn time_left(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        both!(self, inner => inner.time_left(lease).await)
     }
 
     /// Ends a lease and deletes what lives under it.

@@ -8,6 +8,9 @@ use story::{Cluster, cluster, eventually, measure};
 
 fn main() -> Result<()> {
     let begin = Instant::now();
+    if lab::Lab::attach("muster").is_ok() {
+        note("the machines of an earlier `make demo` are removed first");
+    }
     heading("Four machines boot on this box, each with its own systemd, Docker and network");
     let cluster = Cluster::up("muster", [10, 99, 0], 4)?;
     note(&format!("up after {:.1} s; m1 embeds the hub and runs nginx", begin.elapsed().as_secs_f64()));
@@ -53,7 +56,7 @@ fn main() -> Result<()> {
 
     heading("6. A machine dies");
     let (instance, victim) = victim(&cluster)?;
-    note(&format!("the power of {} is cut; it ran {instance} with its sidekick", victim.name()));
+    note(&format!("{} runs {instance} with its sidekick; its power is cut now", victim.name()));
     let units = on(&cluster, &victim)?;
     let old = address(&instance)?;
     let cut = measure::power_cut(&cluster, &victim, &units)?;
@@ -71,7 +74,7 @@ fn main() -> Result<()> {
     note(&format!("{} has its power back; it is in the cluster and takes nothing that runs", victim.name()));
 
     heading("How long it took");
-    note("measuring, about 15 seconds…");
+    note("measuring: 4 units, 100 units, nginx; about 15 seconds…");
     let mut figures = vec![measure::start_four(&cluster, 3)?];
     figures.extend(measure::hundred(&cluster, 1)?);
     figures.push(measure::power_cut_figure(vec![cut]));

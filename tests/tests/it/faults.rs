@@ -170,3 +170,28 @@ fn a_hub_that_lost_its_data_stops_nothing() {
         }
     }
 }
+
+#[test]
+fn most_machines_cut_off_at_once_are_waited_for() {
+    let _alone = alone();
+    let cluster = Lab::up(4);
+    cluster.sh("printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >one@.service && muster submit one@.service").expect("submitted");
+    cluster.muster(&["start", "one@{1..8}"]).expect("active");
+    let before = fingerprints(&cluster);
+    let schedule =
+        || cluster.muster(&["kv", "ls", "--recursive", "/muster/v1/schedule"]).expect("keys are listed");
+    let scheduled = schedule();
+    // Cut from everybody, the hub's machine loses sight of all others.
+    cluster.lab.cut("m1").expect("the cable is cut");
+    eventually("m1 sees only itself", || Ok(cluster.list("machines")?.len() == 1)).expect("it does");
+    eventually("the engine says that it holds still", || {
+        let journal = cluster.m1().exec_ok(&["journalctl", "--unit=muster", "--no-pager"])?;
+        Ok(journal.contains("holding still"))
+    })
+    .expect("it does");
+    assert_eq!(schedule(), scheduled, "nothing was moved");
+    cluster.lab.join("m1").expect("the cable is mended");
+    eventually("all machines are there", || Ok(cluster.list("machines")?.len() == 4)).expect("they are");
+    assert_eq!(schedule(), scheduled, "nothing was moved when they came back");
+    assert_eq!(fingerprints(&cluster), before);
+}

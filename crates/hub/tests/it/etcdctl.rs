@@ -169,9 +169,6 @@ async fn maintenance() {
     run(&fixture, &["defrag"]).await;
     // It takes "authentication is not enabled" for leave to go on without, as with etcd.
     assert_eq!(run(&fixture, &["--user=root:secret", "get", "a"]).await, "a\n1\n");
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("snapshot");
-    assert!(fail(&fixture, &["snapshot", "save", file.to_str().unwrap()]).await.contains("make-mirror"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

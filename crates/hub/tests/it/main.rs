@@ -9,7 +9,10 @@ mod differential;
 mod durability;
 mod etcdctl;
 mod locks;
+mod migrate;
 mod raw;
+mod remote;
+mod snapshot;
 mod tls;
 mod watch;
 

@@ -5,18 +5,25 @@
 //! deposed writes nothing.
 
 use super::Machine;
-use model::{LeaseId, RECORD_VERSION, Revision, keys};
+use model::{LeaseId, MachineId, RECORD_VERSION, Revision, keys};
 use muster_core::{
     cluster::{Cluster, LeaderRecord, Touched},
-    engine::{self, Action, Plan},
+    engine::{self, Action, Doubts, Plan},
 };
-use registry::{Change, Delta, Guard, Store, StoreError, Write};
-use std::time::Duration;
-use tokio::sync::watch;
+use registry::{Change, Changes, Delta, Guard, KeyValue, Store, StoreError, Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info, warn};
 
 /// Actions written in one transaction: etcd takes 128 operations.
 const CHUNK: usize = 100;
+/// For how long machines that went with most others are waited for once most are back.
+const HOLD: Duration = Duration::from_secs(60);
+/// While holding, how often it is looked whether that is still right.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Between attempts after an error of the hub.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -46,7 +53,7 @@ pub(super) async fn run(
                 match campaign(&machine, &store, own_lease, guard).await {
                     Ok(Some(term)) => {
                         info!(%term, "leading");
-                        let reason = lead(&store, term).await;
+                        let reason = lead(&machine, &store, term).await;
                         info!(%term, reason, "no longer leading");
                     }
                     Ok(None) => debug!("another machine was faster"),
@@ -99,13 +106,20 @@ async fn campaign(
 }
 
 /// Leads until another one does or the hub cannot be reached; says why it ended.
-async fn lead(store: &Store, term: Revision) -> &'static str {
+async fn lead(machine: &Machine, store: &Store, term: Revision) -> &'static str {
     let mut follow = store.follow(keys::MUSTER);
     let mut cluster = Cluster::default();
     let mut last = Plan::default();
+    // Under which leases machines are present.
+    let mut leases: BTreeMap<MachineId, LeaseId> = BTreeMap::new();
+    let mut holding: Option<Instant> = None;
     loop {
-        let Some(first) = follow.next().await else { return "shutting down" };
-        let mut decide = false;
+        let first = tokio::select! {
+            first = follow.next() => first,
+            () = tokio::time::sleep(LOOK_AGAIN), if !last.held.is_empty() => Some(Delta::Changes(Changes::default())),
+        };
+        let Some(first) = first else { return "shutting down" };
+        let mut decide = !last.held.is_empty();
         let mut delta = Some(first);
         // Everything that is there already is one decision.
         while let Some(next) = delta {
@@ -114,10 +128,14 @@ async fn lead(store: &Store, term: Revision) -> &'static str {
                 Delta::Reset(listing) => {
                     let items = listing.items.iter().map(|kv| (kv.key.as_str(), &*kv.value, kv.mod_revision));
                     cluster = Cluster::from_listing(items);
+                    leases = listing.items.iter().filter_map(presence).collect();
                     decide = true;
                 }
                 Delta::Changes(changes) => {
                     for change in &changes.changes {
+                        if let Change::Put(kv) = change {
+                            leases.extend(presence(kv));
+                        }
                         let touched = match change {
                             Change::Put(kv) => cluster.put(&kv.key, &kv.value, kv.mod_revision),
                             Change::Delete { key } => cluster.delete(key),
@@ -134,7 +152,13 @@ async fn lead(store: &Store, term: Revision) -> &'static str {
         if !decide {
             continue;
         }
-        let plan = engine::plan(&cluster, term);
+        let mut doubts =
+            Doubts { holding: holding.is_some_and(|since| since.elapsed() < HOLD), ..Doubts::default() };
+        if !engine::lost(&cluster).is_empty() {
+            doubts.overdue = overdue(store, &cluster, &leases, machine.config.agent.lease_ttl).await;
+        }
+        let plan = engine::plan(&cluster, term, &doubts);
+        holding = if plan.held.is_empty() { None } else { holding.or_else(|| Some(Instant::now())) };
         report(&plan, &last);
         for chunk in plan.actions.chunks(CHUNK) {
             match write(store, term, chunk).await {
@@ -148,6 +172,33 @@ async fn lead(store: &Store, term: Revision) -> &'static str {
         }
         last = plan;
     }
+}
+
+fn presence(kv: &KeyValue) -> Option<(MachineId, LeaseId)> {
+    Some((kv.key.strip_prefix(keys::MACHINES)?.parse().ok()?, kv.lease?))
+}
+
+/// Machines whose leases should have been renewed by now. A machine renews when a third of its time is over; one
+/// that has less than half of it left has missed that.
+async fn overdue(
+    store: &Store,
+    cluster: &Cluster,
+    leases: &BTreeMap<MachineId, LeaseId>,
+    ttl: Duration,
+) -> BTreeSet<MachineId> {
+    let mut overdue = BTreeSet::new();
+    for id in cluster.machines.keys() {
+        let Some(lease) = leases.get(id) else { continue };
+        match store.time_left(*lease).await {
+            Ok(left) if left < ttl / 2 => {
+                overdue.insert(id.clone());
+            }
+            Ok(_) => {}
+            // A hub that cannot be asked will not take a schedule either.
+            Err(error) => debug!(%error, "lease not looked at"),
+        }
+    }
+    overdue
 }
 
 fn report(plan: &Plan, last: &Plan) {

@@ -20,6 +20,8 @@ pub(super) async fn run(store: Store, mut nginx: Nginx) -> Result<()> {
     let mut quarantined = BTreeMap::new();
     let mut batch = Batch::default();
     let mut known = false;
+    // Said once, and not every time it is tried again.
+    let mut said = String::new();
     let mut follow = store.follow(keys::SERVICES);
     loop {
         let due = batch.due(&pace).map(|due| start + due);
@@ -52,9 +54,16 @@ pub(super) async fn run(store: Store, mut nginx: Nginx) -> Result<()> {
             }
             () = sleep_until(due), if due.is_some() => {
                 batch.applied(start.elapsed());
-                if let Err(error) = apply(&mut nginx, &catalog).await {
-                    warn!(error = format!("{:#}", anyhow::Error::new(error)), "nginx does not show the newest endpoints");
-                    batch.note(start.elapsed() + RETRY, Effect::Added);
+                match apply(&mut nginx, &catalog).await {
+                    Ok(()) => said.clear(),
+                    Err(error) => {
+                        let error = format!("{:#}", anyhow::Error::new(error));
+                        if said != error {
+                            warn!(error, "nginx does not show the newest endpoints, trying on");
+                            said = error;
+                        }
+                        batch.note(start.elapsed() + RETRY, Effect::Added);
+                    }
                 }
             }
         }

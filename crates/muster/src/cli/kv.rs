@@ -53,7 +53,7 @@ struct Etcdctl {
 enum KvCommand {
     /// Set a key.
     ///
-    /// Example: set --ttl 60 /services/someapp/upstream/someapp@1 10.1.5.2:3000
+    /// Example: muster kv set --ttl 60 /services/someapp/upstream/someapp@1 10.1.5.2:3000
     Set {
         /// The key.
         key: String,
@@ -72,14 +72,14 @@ enum KvCommand {
     },
     /// Print a key's value.
     ///
-    /// Example: get /services/someapp/upstream/someapp@1
+    /// Example: muster kv get /services/someapp/upstream/someapp@1
     Get {
         /// The key.
         key: String,
     },
     /// List keys.
     ///
-    /// Example: ls --recursive /services
+    /// Example: muster kv ls --recursive /services
     Ls {
         /// The directory.
         #[arg(default_value = "/")]
@@ -96,7 +96,7 @@ enum KvCommand {
     },
     /// Remove a key.
     ///
-    /// Example: rm --recursive /services/someapp
+    /// Example: muster kv rm --recursive /services/someapp
     Rm {
         /// The key.
         key: String,
@@ -109,7 +109,7 @@ enum KvCommand {
     },
     /// Make a new key; fails when it exists.
     ///
-    /// Example: mk /config/owner m1
+    /// Example: muster kv mk /config/owner m1
     Mk {
         /// The key.
         key: String,
@@ -122,7 +122,7 @@ enum KvCommand {
     },
     /// Change a key; fails when it does not exist.
     ///
-    /// Example: update /config/owner m2
+    /// Example: muster kv update /config/owner m2
     Update {
         /// The key.
         key: String,
@@ -135,7 +135,7 @@ enum KvCommand {
     },
     /// Wait for a change and print it.
     ///
-    /// Example: watch --recursive --forever /services
+    /// Example: muster kv watch --recursive --forever /services
     Watch {
         /// The key.
         key: String,
@@ -197,7 +197,8 @@ async fn carry_out(endpoints: &[String], command: KvCommand) -> Result<ExitCode>
     }
 }
 
-fn with_scheme(endpoint: &str) -> String {
+/// An address as an endpoint.
+pub fn with_scheme(endpoint: &str) -> String {
     if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
 }
 

@@ -96,27 +96,32 @@ impl ListMachines {
 
 impl ListUnits {
     pub async fn run(self, client: &Client) -> Result<ExitCode> {
-        let list = client.units().await?;
+        let mut list = client.units().await?;
+        for unit in &mut list.units {
+            unit.machines.retain(|on| on.state.is_some());
+        }
+        list.units.retain(|unit| !unit.machines.is_empty());
         if self.table.output == Format::Json {
             output::json(&list)?;
             return Ok(ExitCode::SUCCESS);
         }
         let on_machines = list.units.iter().flat_map(|unit| unit.machines.iter().map(move |on| (unit, on)));
-        let rows: Vec<_> = on_machines.filter(|(_, on)| on.state.is_some()).collect();
+        let rows: Vec<_> = on_machines.collect();
         type Row<'a> = (&'a Unit, &'a UnitOnMachine);
         fn state(row: &Row<'_>, word: fn(&api::types::State) -> &str) -> String {
             row.1.state.as_ref().map_or("-", word).to_owned()
         }
-        let columns: [Column<Row<'_>>; 7] = [
+        let columns: [Column<Row<'_>>; 8] = [
             ("unit", |row, _| row.0.name.to_string()),
             ("machine", |row, full| legend(row.1, full)),
+            ("name", |row, _| if row.1.name.is_empty() { "-".to_owned() } else { row.1.name.clone() }),
             ("load", |row, _| state(row, |state| &state.load)),
             ("active", |row, _| state(row, |state| &state.active)),
             ("sub", |row, _| state(row, |state| &state.sub)),
             ("hash", |row, full| hash(&row.0.hash, full)),
             ("error", |row, _| state(row, |state| state.error.as_deref().unwrap_or("-"))),
         ];
-        self.table.print(&rows, &columns, &["unit", "machine", "active", "sub"])?;
+        self.table.print(&rows, &columns, &["unit", "machine", "name", "active", "sub"])?;
         Ok(ExitCode::SUCCESS)
     }
 }

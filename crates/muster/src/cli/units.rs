@@ -116,6 +116,8 @@ impl Submit {
         for unit in order(client, &self.units, changes).await? {
             if unit.created || self.replace {
                 output::line(format!("Unit {} {}", unit.name, unit.desired))?;
+            } else if unit.warnings.is_empty() {
+                eprintln!("Unit {} is known with the same contents, nothing to do.", unit.name);
             }
         }
         Ok(ExitCode::SUCCESS)
