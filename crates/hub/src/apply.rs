@@ -6,6 +6,7 @@
 //! `commit` nothing leaves the thread.
 
 use crate::compaction::Compaction;
+use crate::guard::{self, Guard};
 use crate::request::{Hash, Health, Reply, Request, WatchRequest};
 use crate::storage::Storage;
 use crate::watchers::Watchers;
@@ -40,7 +41,7 @@ const EXPIRY_GRACE: Duration = Duration::from_secs(1);
 const QUOTA: u64 = 2 << 30;
 
 /// An answer that waits for the disk.
-type Answer = Box<dyn FnOnce() + Send>;
+pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
 pub(crate) struct Apply {
     store: Store,
@@ -48,6 +49,7 @@ pub(crate) struct Apply {
     requests: mpsc::Receiver<Request>,
     started: Instant,
     watchers: Watchers,
+    guard: Guard,
     compaction: Compaction,
     next_progress: Duration,
     /// Rows to drop from the disk, some with each commit.
@@ -74,6 +76,7 @@ impl Apply {
         storage: Storage,
         requests: mpsc::Receiver<Request>,
         started: Instant,
+        guard: Guard,
     ) -> Self {
         let mvcc::Replayed { store, obsolete } = replayed;
         let now = started.elapsed();
@@ -84,6 +87,7 @@ impl Apply {
             requests,
             started,
             watchers: Watchers::default(),
+            guard,
             next_progress: now + PROGRESS,
             obsolete: obsolete.into(),
             turn: Turn::default(),
@@ -180,6 +184,14 @@ impl Apply {
     }
 
     fn execute(&mut self, now: Duration, request: Request) {
+        let (credentials, request) = match request {
+            Request::As(credentials, request) => (Some(credentials), *request),
+            request => (None, request),
+        };
+        if let Err(error) = self.guard.admit(&self.store, now, credentials.as_deref(), &request) {
+            self.turn.answers.push(guard::refuse(request, error, self.store.revision()));
+            return;
+        }
         match request {
             Request::Range(request, reply) => self.turn.answer(reply, self.store.range(&request)),
             Request::Put(request, reply) => {
@@ -238,6 +250,12 @@ impl Apply {
             // Keys and values are shared; what is copied is the index.
             Request::Snapshot(reply) => self.turn.answer(reply, Ok(Box::new(self.store.clone()))),
             Request::Defragment(reply) => self.turn.defragment.push(reply),
+            Request::Root(reply) => self.turn.answer(reply, Ok(self.store.revision())),
+            Request::Auth(request, reply) => {
+                let result = self.guard.execute(&mut self.store, now, request);
+                self.turn.mutated(reply, result);
+            }
+            Request::As(..) => {} // refused above
             Request::Watch(request) => self.turn.watch.push(request),
         }
     }

@@ -15,7 +15,9 @@ pub(crate) struct ClusterService {
     pub(crate) advertise: String,
 }
 
-fn fixed<T>() -> Result<Response<T>, Status> {
+/// Only for root even so: whoever may not ask should not learn what would be.
+async fn fixed<Q, A>(queue: &Queue, request: tonic::Request<Q>) -> Result<Response<A>, Status> {
+    queue.by(&request).ask(Request::Root).await?;
     Err(Status::unimplemented("the embedded hub is one member; for more, move to an etcd cluster"))
 }
 
@@ -38,29 +40,29 @@ impl pb::PbClusterService for ClusterService {
 
     async fn member_add(
         &self,
-        _request: tonic::Request<pb::PbMemberAddRequest>,
+        request: tonic::Request<pb::PbMemberAddRequest>,
     ) -> Result<Response<pb::PbMemberAddResponse>, Status> {
-        fixed()
+        fixed(&self.queue, request).await
     }
 
     async fn member_remove(
         &self,
-        _request: tonic::Request<pb::PbMemberRemoveRequest>,
+        request: tonic::Request<pb::PbMemberRemoveRequest>,
     ) -> Result<Response<pb::PbMemberRemoveResponse>, Status> {
-        fixed()
+        fixed(&self.queue, request).await
     }
 
     async fn member_update(
         &self,
-        _request: tonic::Request<pb::PbMemberUpdateRequest>,
+        request: tonic::Request<pb::PbMemberUpdateRequest>,
     ) -> Result<Response<pb::PbMemberUpdateResponse>, Status> {
-        fixed()
+        fixed(&self.queue, request).await
     }
 
     async fn member_promote(
         &self,
-        _request: tonic::Request<pb::PbMemberPromoteRequest>,
+        request: tonic::Request<pb::PbMemberPromoteRequest>,
     ) -> Result<Response<pb::PbMemberPromoteResponse>, Status> {
-        fixed()
+        fixed(&self.queue, request).await
     }
 }

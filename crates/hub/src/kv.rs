@@ -30,8 +30,9 @@ impl pb::PbKvService for KvService {
         &self,
         request: tonic::Request<pb::PbRangeRequest>,
     ) -> Result<Response<pb::PbRangeResponse>, Status> {
+        let queue = self.queue.by(&request);
         let request = convert::range_request(request.into_inner()).map_err(status)?;
-        let response = self.queue.ask(|reply| Request::Range(request, reply)).await?;
+        let response = queue.ask(|reply| Request::Range(request, reply)).await?;
         let header = self.identity.header(response.revision);
         Ok(Response::new(convert::range_response(response, header)))
     }
@@ -51,8 +52,9 @@ impl pb::PbKvService for KvService {
         request: tonic::Request<pb::PbPutRequest>,
     ) -> Result<Response<pb::PbPutResponse>, Status> {
         check_size(request.get_ref())?;
+        let queue = self.queue.by(&request);
         let request = convert::put_request(request.into_inner());
-        let response = self.queue.ask(|reply| Request::Put(request, reply)).await?;
+        let response = queue.ask(|reply| Request::Put(request, reply)).await?;
         let header = self.identity.header(response.revision);
         Ok(Response::new(convert::put_response(response, header)))
     }
@@ -62,8 +64,9 @@ impl pb::PbKvService for KvService {
         request: tonic::Request<pb::PbDeleteRequest>,
     ) -> Result<Response<pb::PbDeleteResponse>, Status> {
         check_size(request.get_ref())?;
+        let queue = self.queue.by(&request);
         let request = convert::delete_request(request.into_inner());
-        let response = self.queue.ask(|reply| Request::DeleteRange(request, reply)).await?;
+        let response = queue.ask(|reply| Request::DeleteRange(request, reply)).await?;
         let header = self.identity.header(response.revision);
         Ok(Response::new(convert::delete_response(response, header)))
     }
@@ -73,8 +76,9 @@ impl pb::PbKvService for KvService {
         request: tonic::Request<pb::PbTxnRequest>,
     ) -> Result<Response<pb::PbTxnResponse>, Status> {
         check_size(request.get_ref())?;
+        let queue = self.queue.by(&request);
         let request = convert::txn_request(request.into_inner());
-        let response = self.queue.ask(|reply| Request::Txn(request, reply)).await?;
+        let response = queue.ask(|reply| Request::Txn(request, reply)).await?;
         let header = self.identity.header(response.revision);
         Ok(Response::new(convert::txn_response(response, header)))
     }
@@ -83,9 +87,10 @@ impl pb::PbKvService for KvService {
         &self,
         request: tonic::Request<pb::PbCompactionRequest>,
     ) -> Result<Response<pb::PbCompactionResponse>, Status> {
+        let queue = self.queue.by(&request);
         let pb::PbCompactionRequest { revision, physical } = request.into_inner();
         let revision = Revision(revision);
-        let response = self.queue.ask(|reply| Request::Compact { revision, physical, reply }).await?;
+        let response = queue.ask(|reply| Request::Compact { revision, physical, reply }).await?;
         Ok(Response::new(pb::PbCompactionResponse { header: self.identity.header(response.revision) }))
     }
 }

@@ -27,10 +27,11 @@ impl pb::PbLeaseService for LeaseService {
         &self,
         request: tonic::Request<pb::PbLeaseGrantRequest>,
     ) -> Result<Response<pb::PbLeaseGrantResponse>, Status> {
+        let queue = self.queue.by(&request);
         let pb::PbLeaseGrantRequest { ttl, id } = request.into_inner();
         let id = LeaseId(if id == 0 { random_id() } else { id });
         let grant = LeaseGrantRequest { id, ttl };
-        let response = self.queue.ask(|reply| Request::LeaseGrant(grant, reply)).await?;
+        let response = queue.ask(|reply| Request::LeaseGrant(grant, reply)).await?;
         Ok(Response::new(pb::PbLeaseGrantResponse {
             header: self.identity.header(response.revision),
             id: response.id.0,
@@ -43,8 +44,9 @@ impl pb::PbLeaseService for LeaseService {
         &self,
         request: tonic::Request<pb::PbLeaseRevokeRequest>,
     ) -> Result<Response<pb::PbLeaseRevokeResponse>, Status> {
+        let queue = self.queue.by(&request);
         let id = LeaseId(request.into_inner().id);
-        let response = self.queue.ask(|reply| Request::LeaseRevoke(id, reply)).await?;
+        let response = queue.ask(|reply| Request::LeaseRevoke(id, reply)).await?;
         Ok(Response::new(pb::PbLeaseRevokeResponse { header: self.identity.header(response.revision) }))
     }
 
@@ -55,7 +57,7 @@ impl pb::PbLeaseService for LeaseService {
         &self,
         request: tonic::Request<tonic::Streaming<pb::PbLeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let (queue, identity) = (self.queue.clone(), self.identity);
+        let (queue, identity) = (self.queue.by(&request), self.identity);
         let answers = request.into_inner().then(move |request| {
             let queue = queue.clone();
             async move {
@@ -73,9 +75,10 @@ impl pb::PbLeaseService for LeaseService {
         &self,
         request: tonic::Request<pb::PbLeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::PbLeaseTimeToLiveResponse>, Status> {
+        let queue = self.queue.by(&request);
         let pb::PbLeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let id = LeaseId(id);
-        let response = self.queue.ask(|reply| Request::LeaseTimeToLive { id, keys, reply }).await?;
+        let response = queue.ask(|reply| Request::LeaseTimeToLive { id, keys, reply }).await?;
         Ok(Response::new(pb::PbLeaseTimeToLiveResponse {
             header: self.identity.header(response.revision),
             id: response.id.0,
@@ -87,9 +90,9 @@ impl pb::PbLeaseService for LeaseService {
 
     async fn lease_leases(
         &self,
-        _request: tonic::Request<pb::PbLeaseLeasesRequest>,
+        request: tonic::Request<pb::PbLeaseLeasesRequest>,
     ) -> Result<Response<pb::PbLeaseLeasesResponse>, Status> {
-        let (revision, leases) = self.queue.ask(Request::Leases).await?;
+        let (revision, leases) = self.queue.by(&request).ask(Request::Leases).await?;
         Ok(Response::new(pb::PbLeaseLeasesResponse {
             header: self.identity.header(revision),
             leases: leases.into_iter().map(|id| pb::PbLeaseStatus { id: id.0 }).collect(),

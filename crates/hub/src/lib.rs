@@ -6,10 +6,14 @@
 
 /// The apply thread: executes, makes durable, answers.
 mod apply;
-/// The Auth service, as far as a hub without users has one.
+/// The Auth service.
 mod auth;
 /// bbolt's file format.
 mod bolt;
+/// Who makes a call.
+mod caller;
+/// The names in client certificates.
+mod certificate;
 /// The Cluster service.
 mod cluster;
 /// When the hub compacts by itself.
@@ -18,10 +22,16 @@ mod compaction;
 mod convert;
 /// HTTP/1.1 on gRPC's port.
 mod http;
+/// The Election service.
+mod election;
+/// Who may do what.
+mod guard;
 /// The KV service.
 mod kv;
 /// The Lease service.
 mod lease;
+/// The Lock service.
+mod lock;
 /// The Maintenance service.
 mod maintenance;
 /// All keys of one server copied to another.
@@ -34,12 +44,18 @@ mod range_stream;
 mod request;
 /// A hub's data out of a snapshot.
 pub mod restore;
+/// Calls of the services that are written by hand.
+mod rpc;
+/// What locks and elections stand on.
+mod session;
 /// Snapshots in etcd's format.
 pub mod snapshot;
 /// How long-lived streams end.
 mod stop;
 /// The disk.
 mod storage;
+/// TLS on the port.
+mod tls;
 /// Whether a hub's data is sound.
 pub mod verify;
 /// The v2 keys API.
@@ -51,9 +67,14 @@ mod watchers;
 /// A codec for services written by hand.
 mod wire;
 
+pub use crate::auth::AuthConfig;
+pub use crate::tls::TlsConfig;
+
 use crate::apply::Apply;
+use crate::guard::Guard;
 use crate::request::Queue;
 use crate::storage::{Opened, Storage};
+use crate::tls::Incoming;
 use etcd_client::proto as pb;
 use std::io;
 use std::net::SocketAddr;
@@ -64,6 +85,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -91,6 +113,10 @@ pub struct HubConfig {
     pub advertise: Option<String>,
     /// Its name, as the only member.
     pub name: String,
+    /// How users log in, once there are any.
+    pub auth: AuthConfig,
+    /// TLS on the port; none is plain HTTP/2.
+    pub tls: Option<TlsConfig>,
 }
 
 /// Why a hub did not start, or stopped.
@@ -147,6 +173,24 @@ pub enum HubError {
         #[source]
         source: io::Error,
     },
+    /// A certificate or key cannot be read.
+    #[error("could not read {path}")]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A certificate or key is of no use.
+    #[error("could not use {path} for TLS")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
     /// The server stopped.
     #[error("the gRPC server stopped")]
     Serve(#[source] Option<tonic::transport::Error>),
@@ -177,10 +221,14 @@ pub struct Hub {
 impl Hub {
     /// Opens the data and serves it. Ready for clients when this returns.
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
-        let data_dir = config.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&data_dir));
-        let Loaded { storage, identity, replayed, started } =
+        let (data_dir, tls) = (config.data_dir.clone(), config.tls.clone());
+        let opened = tokio::task::spawn_blocking(move || {
+            let tls = tls.as_ref().map(TlsConfig::load).transpose()?;
+            Ok((open(&data_dir)?, tls))
+        });
+        let (loaded, tls) =
             opened.await.map_err(|panic| HubError::Apply(Some(io::Error::other(panic))))??;
+        let Loaded { storage, identity, replayed, started } = loaded;
         let listen = |source| HubError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -188,7 +236,7 @@ impl Hub {
 
         let (queue, requests) = Queue::new();
         let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
-        let apply = Apply::new(replayed, storage, requests, started);
+        let apply = Apply::new(replayed, storage, requests, started, Guard::new(config.auth.token_ttl));
         let (ended, apply_ended) = oneshot::channel();
         let apply_stop = stop.clone();
         let apply = thread::Builder::new()
@@ -200,21 +248,25 @@ impl Hub {
             })
             .map_err(|error| HubError::Apply(Some(error)))?;
 
-        let advertise = config.advertise.unwrap_or_else(|| default_url(address));
+        let advertise = config.advertise.unwrap_or_else(|| default_url(address, tls.is_some()));
         let (q, c) = (|| queue.clone(), || closing.clone());
         let kv = kv::KvService { queue: q(), identity };
         let watch = watch::WatchService { queue: q(), identity, stop: c(), next_stream: AtomicU64::new(1) };
         let lease = lease::LeaseService { queue: q(), identity, stop: c() };
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
         let maintenance = maintenance::MaintenanceService { queue: q(), identity, stop: c() };
-        let auth = auth::AuthService { queue: q(), identity };
+        let auth = auth::AuthService::new(q(), identity, &config.auth);
+        let lock = lock::LockService { queue: q(), identity, stop: c() };
+        let election = election::ElectionService { queue: q(), identity, stop: c() };
         // tonic's own default of 4 MiB limits requests; answers have no limit.
         let grpc = Routes::new(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbWatchServer::new(watch).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
-            .add_service(auth);
+            .add_service(auth)
+            .add_service(lock)
+            .add_service(election);
         // Serving as a whole ("") and nothing finer, like etcd: when it does not, nobody answers.
         let (_, health) = tonic_health::server::health_reporter();
         let grpc = grpc.add_service(health);
@@ -223,7 +275,7 @@ impl Hub {
             .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .add_routes(http::routes(grpc, q()));
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = Incoming::new(TcpIncoming::from(listener).with_nodelay(Some(true)), tls);
         let server =
             tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
         info!(%address, revision, bytes = keys, "hub started");
@@ -292,9 +344,10 @@ fn open(data_dir: &Path) -> Result<Loaded, HubError> {
     Ok(Loaded { storage, identity, replayed, started })
 }
 
-fn default_url(address: SocketAddr) -> String {
+fn default_url(address: SocketAddr, tls: bool) -> String {
+    let scheme = if tls { "https" } else { "http" };
     if address.ip().is_unspecified() {
-        return format!("http://localhost:{}", address.port());
+        return format!("{scheme}://localhost:{}", address.port());
     }
-    format!("http://{address}")
+    format!("{scheme}://{address}")
 }

@@ -67,17 +67,18 @@ impl pb::PbMaintenanceService for MaintenanceService {
 
     async fn defragment(
         &self,
-        _request: tonic::Request<pb::PbDefragmentRequest>,
+        request: tonic::Request<pb::PbDefragmentRequest>,
     ) -> Result<Response<pb::PbDefragmentResponse>, Status> {
-        let revision = self.queue.ask(Request::Defragment).await?;
-        Ok(Response::new(pb::PbDefragmentResponse { header: self.identity.header(revision) }))
+        self.queue.by(&request).ask(Request::Defragment).await?;
+        Ok(Response::new(pb::PbDefragmentResponse { header: None })) // as etcd, which has none here
     }
 
     async fn hash(
         &self,
-        _request: tonic::Request<pb::PbHashRequest>,
+        request: tonic::Request<pb::PbHashRequest>,
     ) -> Result<Response<pb::PbHashResponse>, Status> {
-        let hash = self.queue.ask(|reply| Request::Hash { revision: Revision(0), reply }).await?;
+        let queue = self.queue.by(&request);
+        let hash = queue.ask(|reply| Request::Hash { revision: Revision(0), reply }).await?;
         let header = self.identity.header(hash.revision);
         Ok(Response::new(pb::PbHashResponse { header, hash: hash.hash }))
     }
@@ -86,8 +87,9 @@ impl pb::PbMaintenanceService for MaintenanceService {
         &self,
         request: tonic::Request<pb::PbHashKvRequest>,
     ) -> Result<Response<pb::PbHashKvResponse>, Status> {
+        let queue = self.queue.by(&request);
         let revision = Revision(request.into_inner().revision);
-        let hash = self.queue.ask(|reply| Request::Hash { revision, reply }).await?;
+        let hash = queue.ask(|reply| Request::Hash { revision, reply }).await?;
         Ok(Response::new(pb::PbHashKvResponse {
             header: self.identity.header(hash.revision),
             hash: hash.hash,
@@ -103,9 +105,9 @@ impl pb::PbMaintenanceService for MaintenanceService {
     /// client takes it.
     async fn snapshot(
         &self,
-        _request: tonic::Request<pb::PbSnapshotRequest>,
+        request: tonic::Request<pb::PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let store = self.queue.ask(Request::Snapshot).await?;
+        let store = self.queue.by(&request).ask(Request::Snapshot).await?;
         let (pieces, stream) = mpsc::channel(SNAPSHOT_PIECES);
         let identity = self.identity;
         tokio::task::spawn_blocking(move || {
@@ -128,15 +130,20 @@ impl pb::PbMaintenanceService for MaintenanceService {
 
     async fn move_leader(
         &self,
-        _request: tonic::Request<pb::PbMoveLeaderRequest>,
+        request: tonic::Request<pb::PbMoveLeaderRequest>,
     ) -> Result<Response<pb::PbMoveLeaderResponse>, Status> {
+        self.queue.by(&request).ask(Request::Root).await?;
+        if request.get_ref().target_id == self.identity.member {
+            return Ok(Response::new(pb::PbMoveLeaderResponse { header: None })); // it leads already
+        }
         Err(Status::failed_precondition("etcdserver: bad leader transferee"))
     }
 
     async fn downgrade(
         &self,
-        _request: tonic::Request<pb::PbDowngradeRequest>,
+        request: tonic::Request<pb::PbDowngradeRequest>,
     ) -> Result<Response<pb::PbDowngradeResponse>, Status> {
+        self.queue.by(&request).ask(Request::Root).await?;
         Err(Status::unimplemented("the embedded hub has no cluster version to lower"))
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Invariant: every request is answered exactly once, or its sender learns that the hub has stopped.
 
+use crate::guard::{AuthAnswer, AuthRequest, Credentials};
 use crate::watchers::{Outgoing, StreamId};
 use mvcc::{
     CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest, LeaseGrantResponse,
     LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, Revision, Store, TxnRequest, TxnResponse, Watcher,
 };
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -49,6 +51,11 @@ pub(crate) enum Request {
     },
     Status(Reply<Health>),
     Defragment(Reply<Revision>),
+    /// Does nothing, for who may do everything.
+    Root(Reply<Revision>),
+    Auth(AuthRequest, Reply<AuthAnswer>),
+    /// A request of somebody who tells who it is.
+    As(Arc<Credentials>, Box<Request>),
     /// A copy of everything, to be read elsewhere.
     Snapshot(Reply<Box<Store>>),
     Watch(WatchRequest),
@@ -103,12 +110,14 @@ pub(crate) struct Health {
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     sender: mpsc::Sender<Request>,
+    /// Who asks, if they say so.
+    credentials: Option<Arc<Credentials>>,
 }
 
 impl Queue {
     pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self { sender }, receiver)
+        (Self { sender, credentials: None }, receiver)
     }
 
     /// Asks, and waits until the answer is durable.
@@ -121,8 +130,17 @@ impl Queue {
         }
     }
 
+    /// The same queue in somebody's name.
+    pub(crate) fn with(&self, credentials: Credentials) -> Self {
+        Self { sender: self.sender.clone(), credentials: Some(Arc::new(credentials)) }
+    }
+
     /// Asks without an answer of its own.
     pub(crate) async fn send(&self, request: Request) -> Result<(), Status> {
+        let request = match &self.credentials {
+            Some(credentials) => Request::As(Arc::clone(credentials), Box::new(request)),
+            None => request,
+        };
         self.sender.send(request).await.map_err(|_| status(Error::Stopped))
     }
 }
@@ -137,6 +155,9 @@ pub(crate) fn status(error: Error) -> Status {
         C::FailedPrecondition => tonic::Code::FailedPrecondition,
         C::OutOfRange => tonic::Code::OutOfRange,
         C::Unavailable => tonic::Code::Unavailable,
+        C::Unknown => tonic::Code::Unknown,
+        C::PermissionDenied => tonic::Code::PermissionDenied,
+        C::Unauthenticated => tonic::Code::Unauthenticated,
     };
     Status::new(code, error.to_string())
 }

@@ -101,6 +101,7 @@ fn portion(records: &[Record]) -> usize {
             Record::Put { key, value, .. } => key.len() + value.len(),
             Record::Delete { key, .. } => key.len(),
             Record::LeaseGrant { .. } | Record::LeaseRevoke { .. } | Record::Compact { .. } => 0,
+            Record::Auth { state } => state.len(),
         };
         bytes <= COMMIT_BYTES
     });

@@ -20,6 +20,8 @@ const ROWS: TableDefinition<'_, &[u8; 12], &[u8]> = TableDefinition::new("rows")
 const LEASES: TableDefinition<'_, i64, i64> = TableDefinition::new("leases");
 /// Everything there is one of.
 const META: TableDefinition<'_, &str, i64> = TableDefinition::new("meta");
+/// Users and roles, under an empty key.
+const AUTH: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("auth");
 
 const META_FORMAT: &str = "v";
 const META_CLUSTER: &str = "cluster-id";
@@ -91,6 +93,7 @@ impl Storage {
             let mut meta = txn.open_table(META)?;
             txn.open_table(ROWS)?;
             txn.open_table(LEASES)?;
+            txn.open_table(AUTH)?;
             let format = meta.get(META_FORMAT)?.map(|value| value.value());
             if let Some(found) = format.filter(|found| *found != FORMAT) {
                 return Ok(Err(HubError::Format { path: self.path.clone(), found, known: FORMAT }));
@@ -121,6 +124,9 @@ impl Storage {
             if let Some(compacted) = txn.open_table(META)?.get(META_COMPACTED)? {
                 let revision = Revision(compacted.value());
                 records.push(Record::Compact { revision, obsolete: Vec::new() });
+            }
+            if let Some(state) = txn.open_table(AUTH)?.get("")? {
+                records.push(Record::Auth { state: Bytes::copy_from_slice(state.value()) });
             }
             for lease in txn.open_table(LEASES)?.iter()? {
                 let (id, ttl) = lease?;
@@ -172,6 +178,9 @@ impl Storage {
                     }
                     Record::LeaseRevoke { id } => {
                         open(&mut leases, || txn.open_table(LEASES))?.remove(id.0)?;
+                    }
+                    Record::Auth { state } => {
+                        txn.open_table(AUTH)?.insert("", state.as_ref())?;
                     }
                     Record::Compact { revision, .. } => {
                         txn.open_table(META)?.insert(META_COMPACTED, revision.0)?;
@@ -254,7 +263,10 @@ fn encode(record: &Record, buffer: &mut Vec<u8>) {
             buffer.push(KIND_DELETE);
             encode_key(key, buffer);
         }
-        Record::LeaseGrant { .. } | Record::LeaseRevoke { .. } | Record::Compact { .. } => {} // not rows
+        Record::LeaseGrant { .. }
+        | Record::LeaseRevoke { .. }
+        | Record::Compact { .. }
+        | Record::Auth { .. } => {} // not rows
     }
 }
 

@@ -125,7 +125,7 @@ fn examine(records: Vec<Record>, bytes: u64) -> Report {
             Record::LeaseRevoke { id } => {
                 leases.remove(id);
             }
-            Record::Compact { .. } => {}
+            Record::Compact { .. } | Record::Auth { .. } => {}
         }
     }
     for (key, seen) in &keys {

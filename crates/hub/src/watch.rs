@@ -45,7 +45,7 @@ impl pb::PbWatchService for WatchService {
         let (sender, outgoing) = mpsc::channel(OUTGOING);
         let stream = WatchStream {
             id: self.next_stream.fetch_add(1, Ordering::Relaxed),
-            queue: self.queue.clone(),
+            queue: self.queue.by(&request),
             identity: self.identity,
             requests: request.into_inner(),
             asking: None,

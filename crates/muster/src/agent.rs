@@ -178,6 +178,8 @@ async fn start_hub(machine: &Machine) -> Result<hub::Hub> {
         listen: section.listen,
         advertise,
         name: machine.name.clone(),
+        auth: hub::AuthConfig::default(),
+        tls: None,
     };
     let hub = hub::Hub::start(config).await.context("the embedded hub did not start")?;
     info!(address = %hub.address(), data = %section.data_dir.display(), "hub serves");

@@ -8,10 +8,14 @@ use crate::noun::{Revision, RowId};
 /// A gRPC status code, by name; the adapter turns it into its own type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
+    /// 2: etcd has no code for it.
+    Unknown,
     /// 3: the request is wrong whatever the state.
     InvalidArgument,
     /// 5: what the request names does not exist.
     NotFound,
+    /// 7: the caller may not.
+    PermissionDenied,
     /// 8: a quota is used up.
     ResourceExhausted,
     /// 9: the state does not allow it.
@@ -20,6 +24,8 @@ pub enum Code {
     OutOfRange,
     /// 14: come again later.
     Unavailable,
+    /// 16: nobody knows who the caller is.
+    Unauthenticated,
 }
 
 /// Why a command was refused. The text is etcd's, to the letter.
@@ -70,6 +76,60 @@ pub enum Error {
     /// The server is shutting down.
     #[error("etcdserver: server stopped")]
     Stopped,
+    /// To enable authentication takes a user `root`.
+    #[error("etcdserver: root user does not exist")]
+    RootUserMissing,
+    /// To enable authentication takes a user `root` with the role `root`.
+    #[error("etcdserver: root user does not have root role")]
+    RootRoleMissing,
+    /// There is a user of that name.
+    #[error("etcdserver: user name already exists")]
+    UserExists,
+    /// A user without a name, or a caller that did not say who it is.
+    #[error("etcdserver: user name is empty")]
+    UserEmpty,
+    /// No user of that name.
+    #[error("etcdserver: user name not found")]
+    UserNotFound,
+    /// There is a role of that name.
+    #[error("etcdserver: role name already exists")]
+    RoleExists,
+    /// No role of that name.
+    #[error("etcdserver: role name not found")]
+    RoleNotFound,
+    /// A role without a name.
+    #[error("etcdserver: role name is empty")]
+    RoleEmpty,
+    /// No such user, or not its password.
+    #[error("etcdserver: authentication failed, invalid user ID or password")]
+    AuthFailed,
+    /// A login by password of a user that has none.
+    #[error("auth: authentication failed, password was given for no password user")]
+    NoPasswordUser,
+    /// A grant without a permission.
+    #[error("etcdserver: permission not given")]
+    PermissionNotGiven,
+    /// The caller may not do that.
+    #[error("etcdserver: permission denied")]
+    PermissionDenied,
+    /// The user does not have the role.
+    #[error("etcdserver: role is not granted to the user")]
+    RoleNotGranted,
+    /// The role does not have the permission.
+    #[error("etcdserver: permission is not granted to the role")]
+    PermissionNotGranted,
+    /// A login where there are none.
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
+    /// A token that was never given out, or is over.
+    #[error("etcdserver: invalid auth token")]
+    InvalidAuthToken,
+    /// What would leave nobody who may do everything.
+    #[error("etcdserver: invalid auth management")]
+    InvalidAuthManagement,
+    /// Users or roles changed while a login was being checked.
+    #[error("etcdserver: revision of auth store is old")]
+    AuthOldRevision,
 }
 
 impl Error {
@@ -83,11 +143,29 @@ impl Error {
             | Self::TooManyOps
             | Self::DuplicateKey
             | Self::InvalidSortOption
-            | Self::RequestTooLarge => Code::InvalidArgument,
+            | Self::RequestTooLarge
+            | Self::UserEmpty
+            | Self::RoleEmpty
+            | Self::AuthFailed
+            | Self::PermissionNotGiven
+            | Self::InvalidAuthManagement
+            | Self::AuthOldRevision => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
             Self::NoSpace => Code::ResourceExhausted,
             Self::LeaseNotFound => Code::NotFound,
-            Self::LeaseExists => Code::FailedPrecondition,
+            Self::LeaseExists
+            | Self::RootUserMissing
+            | Self::RootRoleMissing
+            | Self::UserExists
+            | Self::UserNotFound
+            | Self::RoleExists
+            | Self::RoleNotFound
+            | Self::RoleNotGranted
+            | Self::PermissionNotGranted
+            | Self::AuthNotEnabled => Code::FailedPrecondition,
+            Self::NoPasswordUser => Code::Unknown,
+            Self::PermissionDenied => Code::PermissionDenied,
+            Self::InvalidAuthToken => Code::Unauthenticated,
             Self::Stopped => Code::Unavailable,
         }
     }
@@ -104,6 +182,9 @@ pub enum ReplayError {
         /// The row that should have come earlier.
         next: RowId,
     },
+    /// Users and roles are not in any encoding that this version knows.
+    #[error("the record of users and roles cannot be read")]
+    Auth,
     /// Above the compacted revision every revision has at least one row.
     #[error("no record of revision {missing}; the next one is {next}")]
     Missing {

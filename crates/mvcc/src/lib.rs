@@ -19,6 +19,12 @@
 //! The rules come from etcd's API guide and source; where the two differ, from the source.
 #![warn(missing_docs)]
 
+/// Which keys a set of permissions covers.
+mod access;
+/// Users, roles and what they may do.
+pub mod auth;
+/// Users and roles as bytes.
+mod auth_record;
 /// One command for every mutation, for callers that keep commands as data (simulator, property tests).
 pub mod command;
 /// A store as the records that make it.
@@ -33,6 +39,8 @@ mod index;
 mod lease;
 /// The nouns: revisions, keys, ranges, events, records.
 pub mod noun;
+/// What a caller may ask, request by request.
+mod permit;
 /// Reading a range: limits, sorts, filters.
 mod range;
 /// A store out of its durable records.
@@ -46,11 +54,13 @@ mod txn;
 /// Watchers: what they select from a batch, and an index of who wants a key.
 pub mod watch;
 
+pub use auth::{Auth, AuthCommand, PasswordHash, Permission, PermissionKind, User};
 pub use command::{Command, Response};
 pub use error::{Code, Error, ReplayError};
 pub use hash::crc32c;
 pub use lease::{MAX_LEASE_TTL, MIN_LEASE_TTL};
 pub use noun::{Batch, Event, EventKind, KeyRange, KeyValue, LeaseId, Record, Revision, RowId};
+pub use permit::Caller;
 pub use replay::Replayed;
 pub use request::{
     CompactResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, DeleteRangeResponse,

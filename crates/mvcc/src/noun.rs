@@ -267,6 +267,11 @@ pub enum Record {
         /// replaying with or without them gives the same store.
         obsolete: Vec<RowId>,
     },
+    /// Users and roles changed; replaces every record of this kind before it.
+    Auth {
+        /// All of them, in an encoding of this crate's own.
+        state: Bytes,
+    },
 }
 
 /// A batch that many readers share.

@@ -4,6 +4,7 @@
 //! rows dropped or not. Invariant: both give the same store, and leases start at their full time: nobody loses a
 //! lease because the hub was down.
 
+use crate::auth::Auth;
 use crate::error::ReplayError;
 use crate::index::Version;
 use crate::noun::{Batch, Event, EventKind, KeyValue, LeaseId, Record, Revision, RowId};
@@ -38,6 +39,7 @@ struct Replay {
     rows: Vec<(Bytes, Version)>,
     leases: BTreeMap<LeaseId, i64>,
     compacted: Option<Revision>,
+    auth: Auth,
 }
 
 impl Replay {
@@ -54,6 +56,7 @@ impl Replay {
                 self.leases.remove(&id);
             }
             Record::Compact { revision, .. } => self.compacted = self.compacted.max(Some(revision)),
+            Record::Auth { state } => self.auth = Auth::decode(&state).ok_or(ReplayError::Auth)?,
         }
         Ok(())
     }
@@ -70,6 +73,7 @@ impl Replay {
 
     fn finish(self, now: Duration) -> Result<Replayed, ReplayError> {
         let mut store = Store::new();
+        store.auth = self.auth;
         if let Some(compacted) = self.compacted {
             store.compacted = compacted;
             store.revision = store.revision.max(compacted);

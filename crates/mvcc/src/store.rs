@@ -5,6 +5,7 @@
 //! showing anyone its response or its events. Invariant: the log has exactly one batch for every revision from
 //! the compacted one (or 2) up to the current one.
 
+use crate::auth::Auth;
 use crate::error::Error;
 use crate::hash;
 use crate::index::Index;
@@ -49,6 +50,7 @@ pub struct Store {
     pub(crate) index: Index,
     pub(crate) log: VecDeque<SharedBatch>,
     pub(crate) leases: Leases,
+    pub(crate) auth: Auth,
 }
 
 impl Default for Store {
@@ -66,6 +68,7 @@ impl Store {
             index: Index::default(),
             log: VecDeque::new(),
             leases: Leases::default(),
+            auth: Auth::default(),
         }
     }
 

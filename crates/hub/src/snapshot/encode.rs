@@ -43,7 +43,9 @@ impl Row {
                 Value::KeyValue(KeyValue { key: key.clone(), ..KeyValue::default() })
             }
             Self::Record(Record::LeaseGrant { id, ttl }) => Value::Lease(Lease { id: id.0, ttl: *ttl }),
-            Self::Record(Record::LeaseRevoke { .. } | Record::Compact { .. }) => Value::Bytes(Vec::new()),
+            Self::Record(Record::LeaseRevoke { .. } | Record::Compact { .. } | Record::Auth { .. }) => {
+                Value::Bytes(Vec::new())
+            }
         }
     }
 }
@@ -79,7 +81,7 @@ impl Entry for Row {
                 out.push(schema::TOMBSTONE);
             }
             Self::Record(Record::LeaseGrant { id, .. }) => out.extend_from_slice(&id.0.to_be_bytes()),
-            Self::Record(Record::LeaseRevoke { .. } | Record::Compact { .. }) => {} // not rows
+            Self::Record(Record::LeaseRevoke { .. } | Record::Compact { .. } | Record::Auth { .. }) => {} // not rows
         }
     }
 
@@ -103,7 +105,8 @@ impl Snapshot {
                 Record::Put { .. } | Record::Delete { .. } => rows.push(Row::Record(record)),
                 Record::LeaseGrant { id, .. } => leases.push((id.0.cast_unsigned(), Row::Record(record))),
                 Record::Compact { revision, .. } => compacted = Some(RowId { main: revision, sub: 0 }),
-                Record::LeaseRevoke { .. } => {} // a store's dump has none
+                // A store's dump has neither: users are not in a snapshot.
+                Record::LeaseRevoke { .. } | Record::Auth { .. } => {}
             }
         }
         leases.sort_unstable_by_key(|(id, _)| *id); // bbolt compares bytes, so a negative id comes last

@@ -176,7 +176,6 @@ async fn it_tells_how_it_is() {
     assert!(client.hash_kv(0).await.unwrap().hash() != 0);
     client.defragment().await.unwrap();
     assert_eq!(client.get("a", None).await.unwrap().count(), 1);
-    assert_eq!(refusal(client.user_list().await).0, Code::Unimplemented);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@
 use crate::raw::{call, channel, only_revision};
 use crate::{DEADLINE, Fixture};
 use etcd_client::proto as pb;
-use etcd_client::{Client, WatchOptions};
+use etcd_client::{Client, ConnectOptions, TlsOptions, WatchOptions};
 use std::fmt::Debug;
 use std::net::TcpListener;
 use std::path::Path;
@@ -27,8 +27,27 @@ fn free_port() -> u16 {
 
 impl Etcd {
     pub(crate) async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[]).await
+    }
+
+    pub(crate) async fn start_with(dir: &Path, flags: &[&str]) -> Self {
+        Self::start_as("http", dir, flags, None).await
+    }
+
+    /// With client certificates; `probe` is the bearer of one.
+    pub(crate) async fn start_tls(dir: &Path, cert: &Path, key: &Path, ca: &Path, probe: TlsOptions) -> Self {
+        let flags = [("--cert-file", cert), ("--key-file", key), ("--trusted-ca-file", ca)];
+        let mut flags: Vec<String> =
+            flags.iter().map(|(flag, path)| format!("{flag}={}", path.display())).collect();
+        flags.extend(["--client-cert-auth".to_owned(), "--bcrypt-cost=4".to_owned()]);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let probe = ConnectOptions::new().with_tls(probe);
+        Self::start_as("https", dir, &flags, Some(probe)).await
+    }
+
+    async fn start_as(scheme: &str, dir: &Path, flags: &[&str], probe: Option<ConnectOptions>) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
-        let (client, peer) = (format!("http://{address}"), format!("http://127.0.0.1:{}", free_port()));
+        let (client, peer) = (format!("{scheme}://{address}"), format!("http://127.0.0.1:{}", free_port()));
         let cluster = format!("default={peer}");
         let child = Command::new("etcd")
             .arg("--data-dir")
@@ -36,21 +55,22 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &cluster, "--log-level", "error"])
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("etcd runs (Debian: apt-get install etcd-server)");
         let etcd = Self { child, address };
         let start = Instant::now();
-        while !etcd.serves().await {
+        while !Self::serves(&client, probe.clone()).await {
             assert!(start.elapsed() < DEADLINE, "etcd does not come up");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         etcd
     }
 
-    async fn serves(&self) -> bool {
-        let Ok(mut client) = Client::connect([&self.address], None).await else { return false };
+    async fn serves(url: &str, probe: Option<ConnectOptions>) -> bool {
+        let Ok(mut client) = Client::connect([url], probe).await else { return false };
         let get = tokio::time::timeout(Duration::from_secs(2), client.get("a", None)).await;
         matches!(get, Ok(Ok(_)))
     }
@@ -64,10 +84,10 @@ impl Drop for Etcd {
 }
 
 /// Splitmix64: small, and the same everywhere.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -75,11 +95,11 @@ impl Dice {
         (z ^ (z >> 31)) % sides
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.roll(n) == 0
     }
 
-    fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.roll(of.len() as u64) as usize].clone()
     }
 
@@ -212,7 +232,7 @@ fn keep_nothing(txn: &mut pb::PbTxnRequest) {
 }
 
 /// What both answered; panics unless it is the same.
-fn same<T: PartialEq + Debug>(
+pub(crate) fn same<T: PartialEq + Debug>(
     what: &dyn Debug,
     hub: Result<T, Status>,
     etcd: Result<T, Status>,

@@ -5,11 +5,11 @@ use std::process::{Output, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
-fn command(fixture: &Fixture, arguments: &[&str]) -> Command {
+pub(crate) fn command_at(address: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("etcdctl");
     command
         .env("ETCDCTL_API", "3")
-        .arg(format!("--endpoints={}", fixture.hub.address()))
+        .arg(format!("--endpoints={address}"))
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -18,11 +18,15 @@ fn command(fixture: &Fixture, arguments: &[&str]) -> Command {
     command
 }
 
-fn start(mut command: Command) -> Child {
+fn command(fixture: &Fixture, arguments: &[&str]) -> Command {
+    command_at(&fixture.hub.address().to_string(), arguments)
+}
+
+pub(crate) fn start(mut command: Command) -> Child {
     command.spawn().expect("etcdctl runs (Debian: apt-get install etcd-client)")
 }
 
-async fn output(child: Child) -> Output {
+pub(crate) async fn output(child: Child) -> Output {
     crate::soon(child.wait_with_output()).await.unwrap()
 }
 

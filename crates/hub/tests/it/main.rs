@@ -1,22 +1,26 @@
 //! The hub as its clients see it: through etcd-client, through etcdctl, beside a real etcd, and through crashes.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod auth;
+mod auth_client;
 mod child;
 mod client;
 mod differential;
 mod durability;
 mod etcd;
 mod etcdctl;
+mod locks;
 mod migrate;
 mod raw;
 mod remote;
 mod snapshot;
 mod http;
 mod v2;
+mod tls;
 mod watch;
 
 use etcd_client::Client;
-use hub::{Hub, HubConfig};
+use hub::{AuthConfig, Hub, HubConfig};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -54,6 +58,9 @@ fn config(dir: &Path) -> HubConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise: None,
         name: "test".to_owned(),
+        // The least that bcrypt allows: tests log in often.
+        auth: AuthConfig { bcrypt_cost: 4, ..AuthConfig::default() },
+        tls: None,
     }
 }
 

@@ -53,11 +53,29 @@ where
     T: Message + 'static,
     U: Message + Default + 'static,
 {
+    call_as(None, channel, path, request).await
+}
+
+/// The same with a token.
+pub(crate) async fn call_as<T, U>(
+    token: Option<&str>,
+    channel: &Channel,
+    path: &'static str,
+    request: T,
+) -> Result<U, Status>
+where
+    T: Message + 'static,
+    U: Message + Default + 'static,
+{
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
     let path = path.parse().unwrap();
     let codec = Prost(PhantomData);
-    grpc.unary(Request::new(request), path, codec).await.map(tonic::Response::into_inner)
+    let mut request = Request::new(request);
+    if let Some(token) = token {
+        request.metadata_mut().insert("token", token.parse().unwrap());
+    }
+    grpc.unary(request, path, codec).await.map(tonic::Response::into_inner)
 }
 
 /// Of a header only the revision can be compared between two servers.

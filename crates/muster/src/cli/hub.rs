@@ -252,7 +252,8 @@ fn endpoints_or_configured(given: &[String]) -> Result<Vec<String>> {
 
 async fn serve(listen: std::net::SocketAddr, data_dir: PathBuf) -> Result<ExitCode> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let config = hub::HubConfig { data_dir, listen, advertise: None, name };
+    let auth = hub::AuthConfig::default();
+    let config = hub::HubConfig { data_dir, listen, advertise: None, name, auth, tls: None };
     let mut signals = agent::Signals::new()?;
     let mut hub = hub::Hub::start(config).await?;
     tracing::info!(address = %hub.address(), "hub serves");

@@ -1,6 +1,7 @@
 //! etcd's rules, one by one, and random commands against a model too simple to be wrong.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod auth;
 mod compaction;
 mod kv;
 mod lease;

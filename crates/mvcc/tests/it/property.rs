@@ -275,7 +275,7 @@ impl Pair {
                         assert!(self.rows.remove(row).is_some(), "{row} is called obsolete twice");
                     }
                 }
-                Record::LeaseGrant { .. } | Record::LeaseRevoke { .. } => {}
+                Record::LeaseGrant { .. } | Record::LeaseRevoke { .. } | Record::Auth { .. } => {}
             }
             self.log.push(record);
         }

@@ -4,7 +4,7 @@
 
 use crate::etcd_process::Etcd;
 use crate::eventually;
-use ::hub::{Hub, HubConfig, HubError};
+use ::hub::{AuthConfig, Hub, HubConfig, HubError};
 use model::Revision;
 use registry::Store;
 use std::net::SocketAddr;
@@ -125,5 +125,13 @@ impl Embedded {
 
 async fn start(dir: &TempDir, listen: SocketAddr) -> Result<Hub, HubError> {
     let data_dir = dir.path().to_owned();
-    Hub::start(HubConfig { data_dir, listen, advertise: None, name: "test".to_owned() }).await
+    Hub::start(HubConfig {
+        data_dir,
+        listen,
+        advertise: None,
+        name: "test".to_owned(),
+        auth: AuthConfig::default(),
+        tls: None,
+    })
+    .await
 }

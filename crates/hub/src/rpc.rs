@@ -1,0 +1,77 @@
+//! Calls of the services that are written by hand.
+//!
+//! etcd-client keeps some of etcd's messages to itself, so tonic's generated server traits cannot be implemented from
+//! outside for every service; those services match the path of a call themselves and answer with what is here.
+//! Invariant: the bytes on the wire are those of a generated service.
+
+use crate::wire::Prost;
+use prost::Message;
+use tokio_stream::Stream;
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::server::{Grpc, ServerStreamingService, UnaryService};
+use tonic::{Request, Response, Status};
+
+/// A function as tonic's kind of service.
+struct Answer<F>(F);
+
+impl<F, Q, A, Fut> UnaryService<Q> for Answer<F>
+where
+    F: FnMut(Request<Q>) -> Fut,
+    Fut: Future<Output = Result<Response<A>, Status>> + Send,
+{
+    type Response = A;
+    type Future = Fut;
+
+    fn call(&mut self, request: Request<Q>) -> Fut {
+        (self.0)(request)
+    }
+}
+
+impl<F, Q, A, S, Fut> ServerStreamingService<Q> for Answer<F>
+where
+    F: FnMut(Request<Q>) -> Fut,
+    Fut: Future<Output = Result<Response<S>, Status>> + Send,
+    S: Stream<Item = Result<A, Status>> + Send + 'static,
+{
+    type Response = A;
+    type ResponseStream = S;
+    type Future = Fut;
+
+    fn call(&mut self, request: Request<Q>) -> Fut {
+        (self.0)(request)
+    }
+}
+
+/// One request, one answer.
+pub(crate) async fn unary<Q, A, Fut>(
+    request: http::Request<Body>,
+    answer: impl FnMut(Request<Q>) -> Fut,
+) -> http::Response<Body>
+where
+    Q: Message + Default + Send + 'static,
+    A: Message + Send + 'static,
+    Fut: Future<Output = Result<Response<A>, Status>> + Send,
+{
+    Grpc::new(Prost::<A, Q>::default()).unary(Answer(answer), request).await
+}
+
+/// One request, a stream of answers.
+pub(crate) async fn streaming<Q, A, S, Fut>(
+    request: http::Request<Body>,
+    answer: impl FnMut(Request<Q>) -> Fut,
+) -> http::Response<Body>
+where
+    Q: Message + Default + Send + 'static,
+    A: Message + Send + 'static,
+    S: Stream<Item = Result<A, Status>> + Send + 'static,
+    Fut: Future<Output = Result<Response<S>, Status>> + Send,
+{
+    Grpc::new(Prost::<A, Q>::default()).server_streaming(Answer(answer), request).await
+}
+
+/// The answer to a method that the service does not have; grpc-go's words.
+pub(crate) fn unknown_method(service: &str, path: &str) -> http::Response<Body> {
+    let method = path.rsplit('/').next().unwrap_or_default();
+    Status::unimplemented(format!("unknown method {method} for service {service}")).into_http()
+}
