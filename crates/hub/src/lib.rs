@@ -22,6 +22,10 @@ mod lease;
 mod maintenance;
 /// What the services ask of the apply thread.
 mod request;
+/// The store as readers see it.
+mod shared;
+/// Snapshots in the background.
+mod snapshots;
 /// How long-lived streams end.
 mod stop;
 /// The disk.
@@ -35,11 +39,13 @@ mod wire;
 
 use crate::apply::Apply;
 use crate::request::Queue;
+use crate::shared::Shared;
 use crate::storage::{Opened, Storage};
 use etcd_client::proto as pb;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,15 +98,6 @@ pub enum HubError {
         /// The directory.
         path: PathBuf,
     },
-    /// The database refused.
-    #[error("could not read or write {path}")]
-    Storage {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<redb::Error>,
-    },
     /// The data was written by another version.
     #[error("{path} has format {found}, this version knows {known}")]
     Format {
@@ -136,12 +133,6 @@ pub enum HubError {
     Apply(#[source] Option<io::Error>),
 }
 
-impl HubError {
-    fn storage(path: &Path, error: impl Into<redb::Error>) -> Self {
-        Self::Storage { path: path.to_owned(), source: Box::new(error.into()) }
-    }
-}
-
 /// A running hub. Dropping it stops it at once, without farewell to its clients; nothing acknowledged is lost.
 #[derive(Debug)]
 pub struct Hub {
@@ -167,9 +158,10 @@ impl Hub {
         let address = listener.local_addr().map_err(listen)?;
         let (revision, keys) = (replayed.store.revision().0, replayed.store.size());
 
-        let (queue, requests) = Queue::new();
+        let shared = Arc::new(Shared::new(replayed.store, started));
+        let (queue, requests) = Queue::new(Arc::clone(&shared));
         let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
-        let apply = Apply::new(replayed, storage, requests, started);
+        let apply = Apply::new(shared, storage, requests);
         let (ended, apply_ended) = oneshot::channel();
         let apply_stop = stop.clone();
         let apply = thread::Builder::new()

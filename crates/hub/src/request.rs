@@ -2,12 +2,14 @@
 //!
 //! Invariant: every request is answered exactly once, or its sender learns that the hub has stopped.
 
+use crate::shared::Shared;
 use crate::watchers::{Outgoing, StreamId};
 use mvcc::{
     CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest, LeaseGrantResponse,
     LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse, Watcher,
 };
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -26,7 +28,6 @@ pub(crate) enum Request {
     Txn(TxnRequest, Reply<TxnResponse>),
     Compact {
         revision: Revision,
-        physical: bool,
         reply: Reply<CompactResponse>,
     },
     LeaseGrant(LeaseGrantRequest, Reply<LeaseGrantResponse>),
@@ -98,12 +99,13 @@ pub(crate) struct Health {
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     sender: mpsc::Sender<Request>,
+    shared: Arc<Shared>,
 }
 
 impl Queue {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+    pub(crate) fn new(shared: Arc<Shared>) -> (Self, mpsc::Receiver<Request>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self { sender }, receiver)
+        (Self { sender, shared }, receiver)
     }
 
     /// Asks, and waits until the answer is durable.
@@ -118,7 +120,10 @@ impl Queue {
 
     /// Asks without an answer of its own.
     pub(crate) async fn send(&self, request: Request) -> Result<(), Status> {
-        self.sender.send(request).await.map_err(|_| status(Error::Stopped))
+        match self.shared.serve(request) {
+            Some(request) => self.sender.send(request).await.map_err(|_| status(Error::Stopped)),
+            None => Ok(()),
+        }
     }
 }
 
