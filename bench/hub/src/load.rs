@@ -307,6 +307,7 @@ async fn watch(
     let pool = pool(&server.address, 16).await?;
     let epoch = Instant::now();
     let (seen, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let progress = Arc::new(tokio::sync::Notify::new());
     let mut streams = JoinSet::new();
     for index in 0..watchers / per_stream {
         let mut client = pool[index % pool.len()].clone();
@@ -315,12 +316,11 @@ async fn watch(
         for _ in 1..per_stream {
             stream.watch("/w/", options()).await?;
         }
-        // `watch` has taken the first `created`; the others come as messages.
-        let mut created = 1;
+        let mut created = 0;
         while created < per_stream {
             created += usize::from(stream.message().await?.context("the stream ended")?.created());
         }
-        let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
+        let (seen, stop, progress) = (Arc::clone(&seen), Arc::clone(&stop), Arc::clone(&progress));
         streams.spawn(async move {
             let mut latencies = Vec::new();
             while let Some(message) = stream.message().await? {
@@ -329,7 +329,11 @@ async fn watch(
                     let sent: u64 = event.kv().context("no key")?.value_str()?.trim().parse()?;
                     latencies.push(u32::try_from(now.saturating_sub(sent)).unwrap_or(u32::MAX));
                 }
-                seen.fetch_add(message.events().len() as u64, Ordering::Relaxed);
+                let events = message.events().len() as u64;
+                let before = seen.fetch_add(events, Ordering::Relaxed);
+                if before / watchers as u64 != (before + events) / watchers as u64 {
+                    progress.notify_one();
+                }
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
@@ -353,13 +357,13 @@ async fn watch(
             // Up to four puts are on their way at a time, so that nobody waits for the slowest watcher.
             None => {
                 while seen.load(Ordering::Relaxed) + 4 * (watchers as u64) < puts * watchers as u64 {
-                    tokio::task::yield_now().await;
+                    progress.notified().await;
                 }
             }
         }
     }
     while seen.load(Ordering::Relaxed) < puts * watchers as u64 {
-        tokio::time::sleep(Duration::from_micros(100)).await;
+        progress.notified().await;
     }
     let elapsed_events = puts * watchers as u64;
     let mut figures = meter.end(elapsed_events, Vec::new())?;

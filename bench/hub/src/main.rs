@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     let seconds = arguments.next().map_or(Ok(3.0), |s| s.parse()).context("SECONDS is a number")?;
     let filter = arguments.next().unwrap_or_default();
     // The load gets one thread: the other core is the server's.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut report = Report::default();
     for round in 1..=rounds {
         for load in load::all() {

@@ -6,6 +6,7 @@
 //! Invariant: between `execute` and `commit` nothing leaves the thread.
 
 use crate::compaction::Compaction;
+use crate::dispatch::{Answer, Parcel, Parcels};
 use crate::request::{Hash, Health, Reply, Request, WatchRequest};
 use crate::shared::Shared;
 use crate::snapshots::Snapshots;
@@ -34,13 +35,11 @@ const EXPIRY_GRACE: Duration = Duration::from_secs(1);
 /// What keys, values and history may take; etcd's default. All of it is in memory.
 const QUOTA: u64 = 2 << 30;
 
-/// An answer that waits for the disk.
-type Answer = Box<dyn FnOnce() + Send>;
-
 pub(crate) struct Apply {
     shared: Arc<Shared>,
     storage: Storage,
     requests: mpsc::Receiver<Request>,
+    parcels: Parcels,
     started: Instant,
     watchers: Watchers,
     compaction: Compaction,
@@ -61,7 +60,12 @@ struct Turn {
 }
 
 impl Apply {
-    pub(crate) fn new(shared: Arc<Shared>, storage: Storage, requests: mpsc::Receiver<Request>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        storage: Storage,
+        requests: mpsc::Receiver<Request>,
+        parcels: Parcels,
+    ) -> Self {
         let started = shared.started();
         let now = started.elapsed();
         let revision = shared.read().revision();
@@ -70,6 +74,7 @@ impl Apply {
             shared,
             storage,
             requests,
+            parcels,
             started,
             watchers: Watchers::default(),
             snapshots: Snapshots::default(),
@@ -261,9 +266,7 @@ impl Apply {
     /// Answers and notifies: everything of the turn is durable.
     fn publish(&mut self, now: Duration) {
         let batches = std::mem::take(&mut self.turn.batches);
-        for answer in self.turn.answers.drain(..) {
-            answer();
-        }
+        let answers = std::mem::take(&mut self.turn.answers);
         let store = self.shared.read();
         let revision = store.revision();
         self.watchers.notify(&batches, revision);
@@ -277,6 +280,10 @@ impl Apply {
         let catching_up = Instant::now();
         while self.watchers.is_behind() && catching_up.elapsed() < CATCH_UP {
             self.watchers.catch_up(&store);
+        }
+        let parcel = Parcel { answers, letters: self.watchers.take_letters() };
+        if !parcel.answers.is_empty() || !parcel.letters.is_empty() {
+            let _ = self.parcels.send(parcel); // nobody is left if the services have ended
         }
     }
 }

@@ -14,6 +14,10 @@ mod cluster;
 mod compaction;
 /// Between protobuf and the store's types.
 mod convert;
+/// From the apply thread to the services.
+mod dispatch;
+/// Connections as h2 should see them.
+mod io;
 /// The KV service.
 mod kv;
 /// The Lease service.
@@ -42,7 +46,7 @@ use crate::request::Queue;
 use crate::shared::Shared;
 use crate::storage::{Opened, Storage};
 use etcd_client::proto as pb;
-use std::io;
+use futures_util::StreamExt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,7 +54,8 @@ use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -90,7 +95,7 @@ pub enum HubError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
     /// Another hub has it.
     #[error("data directory {path} is in use by another hub")]
@@ -123,14 +128,14 @@ pub enum HubError {
         address: SocketAddr,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
     /// The server stopped.
     #[error("the gRPC server stopped")]
     Serve(#[source] Option<tonic::transport::Error>),
     /// The thread that applies requests stopped, or could not be started.
     #[error("the apply thread stopped")]
-    Apply(#[source] Option<io::Error>),
+    Apply(#[source] Option<std::io::Error>),
 }
 
 /// A running hub. Dropping it stops it at once, without farewell to its clients; nothing acknowledged is lost.
@@ -142,8 +147,10 @@ pub struct Hub {
     /// Ends the apply thread.
     stop: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// Where the services run; none once it is told to end.
+    io: Option<Runtime>,
     apply: Option<thread::JoinHandle<()>>,
-    apply_ended: oneshot::Receiver<io::Error>,
+    apply_ended: oneshot::Receiver<std::io::Error>,
 }
 
 impl Hub {
@@ -152,16 +159,19 @@ impl Hub {
         let data_dir = config.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || open(&data_dir));
         let Loaded { storage, identity, replayed, started } =
-            opened.await.map_err(|panic| HubError::Apply(Some(io::Error::other(panic))))??;
+            opened.await.map_err(|panic| HubError::Apply(Some(std::io::Error::other(panic))))??;
         let listen = |source| HubError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let (revision, keys) = (replayed.store.revision().0, replayed.store.size());
 
         let shared = Arc::new(Shared::new(replayed.store, started));
+        let io = io_runtime().map_err(|error| HubError::Apply(Some(error)))?;
+        let (parcels, deliveries) = mpsc::unbounded_channel();
         let (queue, requests) = Queue::new(Arc::clone(&shared));
         let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
-        let apply = Apply::new(shared, storage, requests);
+        let apply = Apply::new(shared, storage, requests, parcels);
+        io.spawn(dispatch::deliver(deliveries)); // ends with the apply thread
         let (ended, apply_ended) = oneshot::channel();
         let apply_stop = stop.clone();
         let apply = thread::Builder::new()
@@ -192,10 +202,11 @@ impl Hub {
             .add_service(pb::PbMaintenanceServer::new(maintenance))
             .add_service(auth);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = incoming.map(|connection| connection.map(io::Gathering));
         let server =
-            tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
+            io.spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
         info!(%address, revision, bytes = keys, "hub started");
-        Ok(Self { address, closing, stop, server, apply: Some(apply), apply_ended })
+        Ok(Self { address, closing, stop, server, io: Some(io), apply: Some(apply), apply_ended })
     }
 
     /// Where it listens.
@@ -237,11 +248,22 @@ impl Drop for Hub {
         self.closing.cancel();
         self.stop.cancel();
         self.server.abort();
+        if let Some(io) = self.io.take() {
+            io.shutdown_background(); // a drop must not block on the streams of slow clients
+        }
         if let Some(apply) = self.apply.take() {
             // At most one commit long; afterwards the data directory is free for the next hub.
             let _ = apply.join();
         }
     }
+}
+
+/// Threads for the services: half of the cores. Answers of one turn that wake one thread cost less than those that wake
+/// several, and the apply thread and whoever shares the machine need the others.
+fn io_runtime() -> std::io::Result<Runtime> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads((cores / 2).max(1)).thread_name("hub-io").enable_all().build()
 }
 
 struct Loaded {
