@@ -21,9 +21,11 @@ mod snapshot;
 
 /// Every way in which a disk may fail, at every point.
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod crash;
 /// A disk that fails as it is told to.
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod faulty;
 
 use crate::HubError;
