@@ -297,11 +297,12 @@ impl Store {
     fn write<T>(&mut self, work: impl FnOnce(&mut Write<'_>) -> T) -> Applied<T> {
         let mut write = Write::new(self);
         let response = work(&mut write);
-        let Write { events, records, .. } = write;
+        let Write { mut events, records, .. } = write;
         if events.is_empty() {
             return Applied { response, records, events: None };
         }
         self.revision = self.revision.next();
+        events.shrink_to_fit();
         let batch = Arc::new(Batch { revision: self.revision, events });
         self.log.push_back(Arc::clone(&batch));
         Applied { response, records, events: Some(batch) }
