@@ -1,17 +1,19 @@
-//! The apply thread: the one owner of the store and of the disk.
+//! The apply thread: the one that changes keys, and the one owner of the disk.
 //!
 //! A turn takes what has gathered in the queue, executes it in order in memory, makes all of its records durable with
-//! one fsync, and only then answers and notifies watchers. Reads take the same way, so nobody ever sees what a crash
-//! could undo. Leases expire and history is compacted here too, as turns of their own. Invariant: between `execute` and
-//! `commit` nothing leaves the thread.
+//! one sync, and only then answers and notifies watchers. Plain reads do not come here (see [`Shared`]); whatever
+//! depends on a turn's place in the order does. Leases expire, history is compacted and snapshots begin here too.
+//! Invariant: between `execute` and `commit` nothing leaves the thread.
 
 use crate::compaction::Compaction;
+use crate::dispatch::{Answer, Parcel, Parcels};
 use crate::guard::{self, Guard};
 use crate::request::{Hash, Health, Reply, Request, WatchRequest};
+use crate::shared::Shared;
+use crate::snapshots::Snapshots;
 use crate::storage::Storage;
 use crate::watchers::Watchers;
-use mvcc::{Applied, Batch, Error, Record, RequestOp, Revision, RowId, Store, TxnRequest};
-use std::collections::VecDeque;
+use mvcc::{Applied, Batch, Error, Record, RequestOp, Store, TxnRequest};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -20,12 +22,6 @@ use tracing::{debug, info, warn};
 
 /// Requests in one turn, so that the first of them does not wait long for the last.
 const TURN: usize = crate::request::QUEUE;
-
-/// Obsolete rows dropped per commit: a compaction of many must not stall the writes behind it.
-const DROPS_PER_TURN: usize = 1000;
-
-/// While nobody writes, obsolete rows are dropped at this pace.
-const DROP_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often watchers that ask for it are told that nothing happened; etcd's.
 const PROGRESS: Duration = Duration::from_secs(10 * 60);
@@ -40,20 +36,19 @@ const EXPIRY_GRACE: Duration = Duration::from_secs(1);
 /// What keys, values and history may take; etcd's default. All of it is in memory.
 const QUOTA: u64 = 2 << 30;
 
-/// An answer that waits for the disk.
-pub(crate) type Answer = Box<dyn FnOnce() + Send>;
-
 pub(crate) struct Apply {
-    store: Store,
+    shared: Arc<Shared>,
     storage: Storage,
     requests: mpsc::Receiver<Request>,
+    parcels: Parcels,
     started: Instant,
     watchers: Watchers,
     guard: Guard,
     compaction: Compaction,
+    snapshots: Snapshots,
     next_progress: Duration,
-    /// Rows to drop from the disk, some with each commit.
-    obsolete: VecDeque<RowId>,
+    /// Whether the disk has no room for more than deletions.
+    disk_full: bool,
     turn: Turn,
 }
 
@@ -64,32 +59,31 @@ struct Turn {
     batches: Vec<Arc<Batch>>,
     answers: Vec<Answer>,
     watch: Vec<WatchRequest>,
-    /// Someone waits for the disk to forget what is obsolete.
-    drop_all: bool,
-    defragment: Vec<Reply<Revision>>,
 }
 
 impl Apply {
-    /// `started` is the zero of the store's leases.
     pub(crate) fn new(
-        replayed: mvcc::Replayed,
+        shared: Arc<Shared>,
         storage: Storage,
         requests: mpsc::Receiver<Request>,
-        started: Instant,
+        parcels: Parcels,
         guard: Guard,
     ) -> Self {
-        let mvcc::Replayed { store, obsolete } = replayed;
+        let started = shared.started();
         let now = started.elapsed();
+        let revision = shared.read().revision();
         Self {
-            compaction: Compaction::new(now, store.revision()),
-            store,
+            compaction: Compaction::new(now, revision),
+            shared,
             storage,
             requests,
+            parcels,
             started,
             watchers: Watchers::default(),
             guard,
+            snapshots: Snapshots::default(),
             next_progress: now + PROGRESS,
-            obsolete: obsolete.into(),
+            disk_full: false,
             turn: Turn::default(),
         }
     }
@@ -106,6 +100,12 @@ impl Apply {
                     biased;
                     () = stop.cancelled() => break,
                     event = self.watchers.event() => self.watchers.on_event(event),
+                    outcome = self.snapshots.outcome() => {
+                        let (revision, now) = (self.shared.durable(), self.started.elapsed());
+                        if let Some(written) = self.snapshots.finished(outcome, revision, now) {
+                            self.storage.truncate(written);
+                        }
+                    }
                     taken = self.requests.recv_many(&mut gathered, TURN) => {
                         if taken == 0 {
                             break;
@@ -117,142 +117,154 @@ impl Apply {
                 self.turn(&mut gathered);
             }
         });
-        debug!(revision = self.store.revision().0, "apply thread stopped");
+        debug!(revision = self.shared.durable().0, "apply thread stopped");
         Ok(())
     }
 
     /// When to act even if nobody asks anything.
     fn next_wake(&self) -> Duration {
-        let mut wake = self.compaction.next(self.store.compacted()).min(self.next_progress);
-        if let Some(deadline) = self.store.next_deadline() {
+        let store = self.shared.read();
+        // A compaction would undo the snapshot that runs.
+        let compaction = self.compaction.next(store.compacted());
+        let mut wake = if self.snapshots.is_running() { self.next_progress } else { compaction };
+        wake = wake.min(self.next_progress);
+        if let Some(deadline) = store.next_deadline() {
             wake = wake.min(deadline);
         }
-        if !self.obsolete.is_empty() {
-            wake = wake.min(self.started.elapsed() + DROP_PAUSE);
+        if let Some(again) = self.snapshots.next_wake() {
+            wake = wake.min(again);
         }
         wake
     }
 
     fn turn(&mut self, requests: &mut Vec<Request>) {
         let now = self.started.elapsed();
-        let idle = requests.is_empty();
         let more_waits = requests.len() == TURN;
+        self.disk_full = self.storage.is_full();
+        let shared = Arc::clone(&self.shared);
+        let mut store = shared.write();
         for request in requests.drain(..) {
-            self.execute(now, request);
+            if let Request::Compact { revision, .. } = &request
+                && *revision > shared.durable()
+            {
+                // What is compacted must be durable: readers still see the store as of the durable revision.
+                drop(store);
+                self.commit();
+                store = shared.write();
+            }
+            self.execute(&mut store, now, request);
         }
-        self.expire(now, more_waits);
-        if let Some(revision) = self.compaction.due(now, self.store.revision(), self.store.compacted()) {
-            self.compact_by_itself(revision);
+        self.expire(&mut store, now, more_waits);
+        if !self.snapshots.is_running()
+            && let Some(revision) = self.compaction.due(now, shared.durable(), store.compacted())
+        {
+            self.compact_by_itself(&mut store, revision);
         }
-        self.commit(idle);
+        drop(store);
+        self.commit();
         self.publish(now);
+        if self.snapshots.should_begin(self.storage.is_snapshot_due(), now) {
+            self.snapshots.begin(self.storage.snapshot(), &self.shared);
+        }
     }
 
     /// Ends the leases whose time is over, after the requests of the turn: among those may be the keepalive that came
     /// in time while the thread waited for the disk. While more waits in the queue they get some grace.
-    fn expire(&mut self, now: Duration, more_waits: bool) {
+    fn expire(&mut self, store: &mut Store, now: Duration, more_waits: bool) {
         let now = if more_waits { now.saturating_sub(EXPIRY_GRACE) } else { now };
-        for id in self.store.expired(now) {
+        for id in store.expired(now) {
             // It expired, so it exists.
-            if let Ok(applied) = self.store.lease_revoke(id) {
+            if let Ok(applied) = store.lease_revoke(id) {
                 let keys = applied.events.as_ref().map_or(0, |batch| batch.events.len());
                 if keys > 0 {
                     info!(lease = %id, keys, "lease expired");
                 }
+                self.shared.leases_are_pending();
                 self.turn.take(applied);
             }
         }
     }
 
-    fn compact_by_itself(&mut self, revision: Revision) {
-        match self.store.compact(revision) {
+    fn compact_by_itself(&mut self, store: &mut Store, revision: mvcc::Revision) {
+        match store.compact(revision) {
             Ok(applied) => {
                 debug!(revision = revision.0, "history compacted");
-                self.take_obsolete(&applied.records);
                 self.turn.take(applied);
             }
             Err(error) => warn!(revision = revision.0, %error, "could not compact the history"),
         }
     }
 
-    fn take_obsolete(&mut self, records: &[Record]) {
-        for record in records {
-            if let Record::Compact { obsolete, .. } = record {
-                self.obsolete.extend(obsolete);
-            }
-        }
-    }
-
-    fn execute(&mut self, now: Duration, request: Request) {
+    fn execute(&mut self, store: &mut Store, now: Duration, request: Request) {
         let (credentials, request) = match request {
             Request::As(credentials, request) => (Some(credentials), *request),
             request => (None, request),
         };
-        if let Err(error) = self.guard.admit(&self.store, now, credentials.as_deref(), &request) {
-            self.turn.answers.push(guard::refuse(request, error, self.store.revision()));
+        if let Err(error) = self.guard.admit(store, now, credentials.as_deref(), &request) {
+            self.turn.answers.push(guard::refuse(request, error, store.revision()));
             return;
         }
         match request {
-            Request::Range(request, reply) => self.turn.answer(reply, self.store.range(&request)),
+            Request::Range(request, reply) => self.turn.answer(reply, store.range(&request)),
             Request::Put(request, reply) => {
-                let result = self.check_space().and_then(|()| self.store.put(request));
+                let result = self.check_space(store).and_then(|()| store.put(request));
                 self.turn.mutated(reply, result);
             }
             Request::DeleteRange(request, reply) => {
-                self.turn.mutated(reply, self.store.delete_range(&request));
+                self.turn.mutated(reply, store.delete_range(&request));
             }
             Request::Txn(request, reply) => {
-                let space = if puts(&request) { self.check_space() } else { Ok(()) };
-                self.turn.mutated(reply, space.and_then(|()| self.store.txn(request)));
+                let space = if puts(&request) { self.check_space(store) } else { Ok(()) };
+                self.turn.mutated(reply, space.and_then(|()| store.txn(request)));
             }
-            Request::Compact { revision, physical, reply } => {
-                let result = self.store.compact(revision);
-                if let Ok(applied) = &result {
-                    self.take_obsolete(&applied.records);
-                    self.turn.drop_all |= physical;
-                }
-                self.turn.mutated(reply, result);
+            // What nobody can read any more leaves the disk with the next snapshot, so there is nothing to wait for.
+            Request::Compact { revision, reply } => {
+                self.turn.mutated(reply, store.compact(revision));
             }
             Request::LeaseGrant(request, reply) => {
-                let result = self.check_space().and_then(|()| self.store.lease_grant(now, request));
+                self.shared.leases_are_pending();
+                let result = self.check_space(store).and_then(|()| store.lease_grant(now, request));
                 self.turn.mutated(reply, result);
             }
-            Request::LeaseRevoke(id, reply) => self.turn.mutated(reply, self.store.lease_revoke(id)),
+            Request::LeaseRevoke(id, reply) => {
+                self.shared.leases_are_pending();
+                self.turn.mutated(reply, store.lease_revoke(id));
+            }
             Request::LeaseKeepAlive { id, arrived, reply } => {
                 let arrived = arrived.saturating_duration_since(self.started);
-                self.turn.answer(reply, Ok(self.store.lease_keep_alive(arrived, id)));
+                self.turn.answer(reply, Ok(store.lease_keep_alive(arrived, id)));
             }
             Request::LeaseTimeToLive { id, keys, reply } => {
-                self.turn.answer(reply, Ok(self.store.lease_time_to_live(now, id, keys)));
+                self.turn.answer(reply, Ok(store.lease_time_to_live(now, id, keys)));
             }
             Request::Leases(reply) => {
-                self.turn.answer(reply, Ok((self.store.revision(), self.store.leases())));
+                self.turn.answer(reply, Ok((store.revision(), store.leases())));
             }
             Request::Hash { revision, reply } => {
-                let hash = self.store.hash(revision).map(|hash| Hash {
-                    revision: self.store.revision(),
+                let hash = store.hash(revision).map(|hash| Hash {
+                    revision: store.revision(),
                     hash,
-                    compacted: self.store.compacted(),
+                    compacted: store.compacted(),
                 });
                 self.turn.answer(reply, hash);
             }
             Request::Status(reply) => {
                 let health = Health {
-                    revision: self.store.revision(),
+                    revision: store.revision(),
                     disk: self.storage.size(),
-                    memory: self.store.size(),
-                    out_of_space: self.check_space().is_err(),
-                    compacted: self.store.compacted(),
+                    memory: store.size(),
+                    out_of_space: self.check_space(store).is_err(),
+                    compacted: store.compacted(),
                     watchers: self.watchers.len(),
                 };
                 self.turn.answer(reply, Ok(health));
             }
-            // Keys and values are shared; what is copied is the index.
-            Request::Snapshot(reply) => self.turn.answer(reply, Ok(Box::new(self.store.clone()))),
-            Request::Defragment(reply) => self.turn.defragment.push(reply),
-            Request::Root(reply) => self.turn.answer(reply, Ok(self.store.revision())),
+            // Keys and values are shared; what is copied is the index. The turn is durable before it is given out.
+            Request::Snapshot(reply) => self.turn.answer(reply, Ok(Box::new(store.clone()))),
+            Request::Defragment(reply) => self.snapshots.ask(reply),
+            Request::Root(reply) => self.turn.answer(reply, Ok(store.revision())),
             Request::Auth(request, reply) => {
-                let result = self.guard.execute(&mut self.store, now, request);
+                let result = self.guard.execute(store, now, request);
                 self.turn.mutated(reply, result);
             }
             Request::As(..) => {} // refused above
@@ -260,33 +272,28 @@ impl Apply {
         }
     }
 
-    fn check_space(&self) -> Result<(), Error> {
-        if self.store.size() > QUOTA { Err(Error::NoSpace) } else { Ok(()) }
+    fn check_space(&self, store: &Store) -> Result<(), Error> {
+        if self.disk_full || store.size() > QUOTA { Err(Error::NoSpace) } else { Ok(()) }
     }
 
-    /// One fsync for all of the turn's records; none if it has none. `idle` turns have time for the obsolete rows.
-    fn commit(&mut self, idle: bool) {
-        let drop_all = std::mem::take(&mut self.turn.drop_all);
-        let records = std::mem::take(&mut self.turn.records);
-        let tidy = drop_all || (idle && !self.obsolete.is_empty());
-        if records.is_empty() && !tidy {
-            return;
+    /// One sync for all of the turn's records; none if it has none.
+    fn commit(&mut self) {
+        if !self.turn.records.is_empty() {
+            self.storage.append(&self.turn.records);
+            self.turn.records.clear();
         }
-        let drops = if drop_all { self.obsolete.len() } else { self.obsolete.len().min(DROPS_PER_TURN) };
-        let drops: Vec<RowId> = self.obsolete.drain(..drops).collect();
-        self.storage.commit(records.iter(), &drops);
+        self.shared.set_durable(self.shared.read().revision());
     }
 
     /// Answers and notifies: everything of the turn is durable.
     fn publish(&mut self, now: Duration) {
-        let revision = self.store.revision();
         let batches = std::mem::take(&mut self.turn.batches);
-        for answer in self.turn.answers.drain(..) {
-            answer();
-        }
+        let answers = std::mem::take(&mut self.turn.answers);
+        let store = self.shared.read();
+        let revision = store.revision();
         self.watchers.notify(&batches, revision);
         for request in self.turn.watch.drain(..) {
-            self.watchers.on_request(request, &self.store);
+            self.watchers.on_request(request, &store);
         }
         if now >= self.next_progress {
             self.next_progress = now + PROGRESS;
@@ -294,13 +301,11 @@ impl Apply {
         }
         let catching_up = Instant::now();
         while self.watchers.is_behind() && catching_up.elapsed() < CATCH_UP {
-            self.watchers.catch_up(&self.store);
+            self.watchers.catch_up(&store);
         }
-        if !self.turn.defragment.is_empty() {
-            self.storage.defragment();
-            for reply in self.turn.defragment.drain(..) {
-                let _ = reply.send(Ok(revision)); // the client may be gone
-            }
+        let parcel = Parcel { answers, letters: self.watchers.take_letters() };
+        if !parcel.answers.is_empty() || !parcel.letters.is_empty() {
+            let _ = self.parcels.send(parcel); // nobody is left if the services have ended
         }
     }
 }

@@ -4,7 +4,7 @@
 //! with users enabled no request reaches the store that its caller may not make; the check and the request are one step
 //! of one thread, so what was allowed when it was checked is allowed when it is done.
 
-use crate::apply::Answer;
+use crate::dispatch::Answer;
 use crate::request::{Reply, Request, WatchKind, WatchRequest};
 use crate::watchers::Outgoing;
 use mvcc::{Applied, AuthCommand, Caller, Error, PasswordHash, Permission, Revision, Store};

@@ -88,9 +88,9 @@ impl pb::PbKvService for KvService {
         request: tonic::Request<pb::PbCompactionRequest>,
     ) -> Result<Response<pb::PbCompactionResponse>, Status> {
         let queue = self.queue.by(&request);
-        let pb::PbCompactionRequest { revision, physical } = request.into_inner();
-        let revision = Revision(revision);
-        let response = queue.ask(|reply| Request::Compact { revision, physical, reply }).await?;
+        // `physical` waits for nothing here: what is compacted leaves memory at once, and the disk with a snapshot.
+        let revision = Revision(request.into_inner().revision);
+        let response = queue.ask(|reply| Request::Compact { revision, reply }).await?;
         Ok(Response::new(pb::PbCompactionResponse { header: self.identity.header(response.revision) }))
     }
 }

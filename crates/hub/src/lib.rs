@@ -20,12 +20,16 @@ mod cluster;
 mod compaction;
 /// Between protobuf and the store's types.
 mod convert;
-/// HTTP/1.1 on gRPC's port.
-mod http;
+/// From the apply thread to the services.
+mod dispatch;
 /// The Election service.
 mod election;
 /// Who may do what.
 mod guard;
+/// HTTP/1.1 on gRPC's port.
+mod http;
+/// Connections as h2 should see them.
+mod io;
 /// The KV service.
 mod kv;
 /// The Lease service.
@@ -36,10 +40,10 @@ mod lock;
 mod maintenance;
 /// All keys of one server copied to another.
 pub mod migrate;
-/// A running hub or etcd, asked from outside.
-pub mod remote;
 /// Ranges in parts.
 mod range_stream;
+/// A running hub or etcd, asked from outside.
+pub mod remote;
 /// What the services ask of the apply thread.
 mod request;
 /// A hub's data out of a snapshot.
@@ -48,18 +52,22 @@ pub mod restore;
 mod rpc;
 /// What locks and elections stand on.
 mod session;
+/// The store as readers see it.
+mod shared;
 /// Snapshots in etcd's format.
 pub mod snapshot;
+/// Snapshots in the background.
+mod snapshots;
 /// How long-lived streams end.
 mod stop;
 /// The disk.
 mod storage;
 /// TLS on the port.
 mod tls;
-/// Whether a hub's data is sound.
-pub mod verify;
 /// The v2 keys API.
 mod v2;
+/// Whether a hub's data is sound.
+pub mod verify;
 /// The Watch service.
 mod watch;
 /// The apply thread's side of watch streams.
@@ -73,17 +81,20 @@ pub use crate::tls::TlsConfig;
 use crate::apply::Apply;
 use crate::guard::Guard;
 use crate::request::Queue;
+use crate::shared::Shared;
 use crate::storage::{Opened, Storage};
 use crate::tls::Incoming;
 use etcd_client::proto as pb;
-use std::io;
+use futures_util::StreamExt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
@@ -129,22 +140,13 @@ pub enum HubError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
     /// Another hub has it.
     #[error("data directory {path} is in use by another hub")]
     Locked {
         /// The directory.
         path: PathBuf,
-    },
-    /// The database refused.
-    #[error("could not read or write {path}")]
-    Storage {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<redb::Error>,
     },
     /// The data was written by another version.
     #[error("{path} has format {found}, this version knows {known}")]
@@ -171,7 +173,7 @@ pub enum HubError {
         address: SocketAddr,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
     /// A certificate or key cannot be read.
     #[error("could not read {path}")]
@@ -180,7 +182,7 @@ pub enum HubError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
     /// A certificate or key is of no use.
     #[error("could not use {path} for TLS")]
@@ -196,13 +198,7 @@ pub enum HubError {
     Serve(#[source] Option<tonic::transport::Error>),
     /// The thread that applies requests stopped, or could not be started.
     #[error("the apply thread stopped")]
-    Apply(#[source] Option<io::Error>),
-}
-
-impl HubError {
-    fn storage(path: &Path, error: impl Into<redb::Error>) -> Self {
-        Self::Storage { path: path.to_owned(), source: Box::new(error.into()) }
-    }
+    Apply(#[source] Option<std::io::Error>),
 }
 
 /// A running hub. Dropping it stops it at once, without farewell to its clients; nothing acknowledged is lost.
@@ -214,8 +210,10 @@ pub struct Hub {
     /// Ends the apply thread.
     stop: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// Where the services run; none once it is told to end.
+    io: Option<Runtime>,
     apply: Option<thread::JoinHandle<()>>,
-    apply_ended: oneshot::Receiver<io::Error>,
+    apply_ended: oneshot::Receiver<std::io::Error>,
 }
 
 impl Hub {
@@ -227,16 +225,20 @@ impl Hub {
             Ok((open(&data_dir)?, tls))
         });
         let (loaded, tls) =
-            opened.await.map_err(|panic| HubError::Apply(Some(io::Error::other(panic))))??;
+            opened.await.map_err(|panic| HubError::Apply(Some(std::io::Error::other(panic))))??;
         let Loaded { storage, identity, replayed, started } = loaded;
         let listen = |source| HubError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let (revision, keys) = (replayed.store.revision().0, replayed.store.size());
 
-        let (queue, requests) = Queue::new();
+        let shared = Arc::new(Shared::new(replayed.store, started));
+        let io = io_runtime().map_err(|error| HubError::Apply(Some(error)))?;
+        let (parcels, deliveries) = mpsc::unbounded_channel();
+        let (queue, requests) = Queue::new(Arc::clone(&shared));
         let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
-        let apply = Apply::new(replayed, storage, requests, started, Guard::new(config.auth.token_ttl));
+        let apply = Apply::new(shared, storage, requests, parcels, Guard::new(config.auth.token_ttl));
+        io.spawn(dispatch::deliver(deliveries)); // ends with the apply thread
         let (ended, apply_ended) = oneshot::channel();
         let apply_stop = stop.clone();
         let apply = thread::Builder::new()
@@ -276,10 +278,11 @@ impl Hub {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .add_routes(http::routes(grpc, q()));
         let incoming = Incoming::new(TcpIncoming::from(listener).with_nodelay(Some(true)), tls);
+        let incoming = incoming.map(|connection| connection.map(io::Gathering));
         let server =
-            tokio::spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
+            io.spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
         info!(%address, revision, bytes = keys, "hub started");
-        Ok(Self { address, closing, stop, server, apply: Some(apply), apply_ended })
+        Ok(Self { address, closing, stop, server, io: Some(io), apply: Some(apply), apply_ended })
     }
 
     /// Where it listens.
@@ -321,11 +324,22 @@ impl Drop for Hub {
         self.closing.cancel();
         self.stop.cancel();
         self.server.abort();
+        if let Some(io) = self.io.take() {
+            io.shutdown_background(); // a drop must not block on the streams of slow clients
+        }
         if let Some(apply) = self.apply.take() {
             // At most one commit long; afterwards the data directory is free for the next hub.
             let _ = apply.join();
         }
     }
+}
+
+/// Threads for the services: half of the cores. Answers of one turn that wake one thread cost less than those that wake
+/// several, and the apply thread and whoever shares the machine need the others.
+fn io_runtime() -> std::io::Result<Runtime> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads((cores / 2).max(1)).thread_name("hub-io").enable_all().build()
 }
 
 struct Loaded {

@@ -108,6 +108,12 @@ impl pb::PbMaintenanceService for MaintenanceService {
         request: tonic::Request<pb::PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         let store = self.queue.by(&request).ask(Request::Snapshot).await?;
+        // Restored without its users, a closed hub would be an open one.
+        if store.auth().users().next().is_some() {
+            return Err(Status::failed_precondition(
+                "a snapshot does not hold users and roles yet: copy the data directory while the hub is stopped",
+            ));
+        }
         let (pieces, stream) = mpsc::channel(SNAPSHOT_PIECES);
         let identity = self.identity;
         tokio::task::spawn_blocking(move || {

@@ -3,6 +3,7 @@
 //! Invariant: every request is answered exactly once, or its sender learns that the hub has stopped.
 
 use crate::guard::{AuthAnswer, AuthRequest, Credentials};
+use crate::shared::Shared;
 use crate::watchers::{Outgoing, StreamId};
 use mvcc::{
     CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest, LeaseGrantResponse,
@@ -28,7 +29,6 @@ pub(crate) enum Request {
     Txn(TxnRequest, Reply<TxnResponse>),
     Compact {
         revision: Revision,
-        physical: bool,
         reply: Reply<CompactResponse>,
     },
     LeaseGrant(LeaseGrantRequest, Reply<LeaseGrantResponse>),
@@ -112,12 +112,13 @@ pub(crate) struct Queue {
     sender: mpsc::Sender<Request>,
     /// Who asks, if they say so.
     credentials: Option<Arc<Credentials>>,
+    shared: Arc<Shared>,
 }
 
 impl Queue {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+    pub(crate) fn new(shared: Arc<Shared>) -> (Self, mpsc::Receiver<Request>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self { sender, credentials: None }, receiver)
+        (Self { sender, credentials: None, shared }, receiver)
     }
 
     /// Asks, and waits until the answer is durable.
@@ -132,11 +133,12 @@ impl Queue {
 
     /// The same queue in somebody's name.
     pub(crate) fn with(&self, credentials: Credentials) -> Self {
-        Self { sender: self.sender.clone(), credentials: Some(Arc::new(credentials)) }
+        Self { credentials: Some(Arc::new(credentials)), ..self.clone() }
     }
 
     /// Asks without an answer of its own.
     pub(crate) async fn send(&self, request: Request) -> Result<(), Status> {
+        let Some(request) = self.shared.serve(request) else { return Ok(()) };
         let request = match &self.credentials {
             Some(credentials) => Request::As(Arc::clone(credentials), Box::new(request)),
             None => request,

@@ -84,10 +84,10 @@ pub(crate) fn sibling(directory: &Path, purpose: &str) -> Option<PathBuf> {
 }
 
 fn fill(directory: &Path, mut records: &[Record]) -> Result<(), RestoreError> {
-    let Opened { storage, .. } = Storage::open(directory)?;
+    let Opened { mut storage, .. } = Storage::open(directory)?;
     while !records.is_empty() {
         let (now, later) = records.split_at(portion(records));
-        storage.commit(now.iter(), &[]);
+        storage.append(now);
         records = later;
     }
     Ok(())

@@ -62,7 +62,6 @@ fn rename(error: HubError, copy: &Path, original: &Path) -> HubError {
     let real = |path: PathBuf| path.strip_prefix(copy).map(|rest| original.join(rest)).unwrap_or(path);
     match error {
         HubError::Corrupt { path, what } => HubError::Corrupt { path: real(path), what },
-        HubError::Storage { path, source } => HubError::Storage { path: real(path), source },
         HubError::Format { path, found, known } => HubError::Format { path: real(path), found, known },
         other => other,
     }

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+use crate::dispatch::Letter;
 use crate::request::{WatchKind, WatchRequest};
 
 /// Names a stream for as long as the hub runs.
@@ -107,6 +108,8 @@ pub(crate) struct Watchers {
     touched: Vec<Slot>,
     events: FuturesUnordered<BoxFuture<'static, StreamEvent>>,
     catching_up: VecDeque<(StreamId, mpsc::OwnedPermit<Outgoing>)>,
+    /// What this turn has to deliver.
+    letters: Vec<Letter>,
 }
 
 impl Watchers {
@@ -121,6 +124,11 @@ impl Watchers {
     /// How many watchers there are.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// What has gathered for the streams, in order.
+    pub(crate) fn take_letters(&mut self) -> Vec<Letter> {
+        std::mem::take(&mut self.letters)
     }
 
     /// Whether [`catch_up`](Self::catch_up) has something to do right now.
@@ -197,7 +205,7 @@ impl Watchers {
         }
         match room {
             Ok(permit) => {
-                permit.send(Outgoing::Events { revision, deliveries });
+                self.letters.push((permit, Outgoing::Events { revision, deliveries }));
             }
             Err(_) => self.wait_for_room(id),
         }
@@ -242,7 +250,10 @@ impl Watchers {
                 let permit = if batches.is_empty() {
                     Some(permit)
                 } else {
-                    permit.send(Outgoing::Events { revision, deliveries: vec![watch.delivery(batches)] });
+                    self.letters.push((
+                        permit,
+                        Outgoing::Events { revision, deliveries: vec![watch.delivery(batches)] },
+                    ));
                     None
                 };
                 if more || !caught_up {
@@ -251,7 +262,10 @@ impl Watchers {
             }
             None => {
                 let (watch_id, compacted) = (watch.id, Some(store.compacted()));
-                permit.send(Outgoing::Canceled { id: watch_id, revision: store.revision(), compacted });
+                self.letters.push((
+                    permit,
+                    Outgoing::Canceled { id: watch_id, revision: store.revision(), compacted },
+                ));
                 stream.watches.remove(&watch_id);
                 self.release(slot);
                 if more {
@@ -299,7 +313,7 @@ impl Watchers {
                 let watch_id = match watch_id {
                     Ok(watch_id) => watch_id,
                     Err(reason) => {
-                        permit.send(Outgoing::Refused { id: -1, revision, reason });
+                        self.letters.push((permit, Outgoing::Refused { id: -1, revision, reason }));
                         return;
                     }
                 };
@@ -322,7 +336,7 @@ impl Watchers {
                     next,
                     pending: Vec::new(),
                 });
-                permit.send(Outgoing::Created { id: watch_id, revision });
+                self.letters.push((permit, Outgoing::Created { id: watch_id, revision }));
                 if !synced && !stream.lagging {
                     self.go_on(id, None);
                 }
@@ -330,13 +344,14 @@ impl Watchers {
             WatchKind::Cancel { id: watch_id } => {
                 if let Some(slot) = stream.watches.remove(&watch_id) {
                     self.release(slot);
-                    permit.send(Outgoing::Canceled { id: watch_id, revision, compacted: None });
+                    self.letters
+                        .push((permit, Outgoing::Canceled { id: watch_id, revision, compacted: None }));
                 }
             }
             WatchKind::Progress => {
                 // Whoever waits for progress believes to have seen everything up to it: silence is better than a lie.
                 if self.is_synced(id) {
-                    permit.send(Outgoing::Progress { id: -1, revision });
+                    self.letters.push((permit, Outgoing::Progress { id: -1, revision }));
                 }
             }
         }
@@ -352,7 +367,9 @@ impl Watchers {
         for watch in self.slots.iter().flatten().filter(|watch| watch.progress_notify && watch.synced) {
             if let Some(stream) = self.streams.get(&watch.stream) {
                 // Without room there is something better to send.
-                let _ = stream.outgoing.try_send(Outgoing::Progress { id: watch.id, revision });
+                if let Ok(permit) = stream.outgoing.clone().try_reserve_owned() {
+                    self.letters.push((permit, Outgoing::Progress { id: watch.id, revision }));
+                }
             }
         }
     }

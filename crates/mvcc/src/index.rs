@@ -3,7 +3,7 @@
 //! Not responsible for which revision is current or what a request may ask. Invariant: a key's versions ascend by
 //! row, a tombstone follows a put, and a key without versions is not in the map.
 
-use crate::noun::{KeyRange, KeyValue, LeaseId, Revision, RowId};
+use crate::noun::{KeyRange, KeyValue, LeaseId, Record, Revision, RowId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -28,6 +28,20 @@ impl Version {
 
     pub(crate) fn is_tombstone(&self) -> bool {
         self.version == 0
+    }
+
+    pub(crate) fn record(&self, key: &Bytes) -> Record {
+        if self.is_tombstone() {
+            return Record::Delete { row: self.row, key: key.clone() };
+        }
+        Record::Put {
+            row: self.row,
+            key: key.clone(),
+            value: self.value.clone(),
+            lease: self.lease,
+            create_revision: self.create_revision,
+            version: self.version,
+        }
     }
 
     pub(crate) fn key_value(&self, key: &Bytes) -> KeyValue {
@@ -84,6 +98,23 @@ impl Index {
     /// Every version of every key, by key, then by row.
     pub(crate) fn versions(&self) -> impl Iterator<Item = (&Bytes, &Version)> {
         self.keys.iter().flat_map(|(key, history)| history.iter().map(move |version| (key, version)))
+    }
+
+    /// Records of up to `keys` keys after `after`, no newer than `at`, and the last of the keys.
+    pub(crate) fn records(
+        &self,
+        after: Option<&Bytes>,
+        keys: usize,
+        at: Revision,
+    ) -> (Vec<Record>, Option<Bytes>) {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut records = Vec::new();
+        let mut last = None;
+        for (key, history) in self.keys.range::<Bytes, _>((start, Bound::Unbounded)).take(keys) {
+            last = Some(key);
+            records.extend(history.iter().filter(|v| v.row.main <= at).map(|v| v.record(key)));
+        }
+        (records, last.cloned())
     }
 
     /// The newest live version of every key.

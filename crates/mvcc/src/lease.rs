@@ -101,6 +101,11 @@ impl Leases {
         self.deadlines.iter().take_while(move |(deadline, _)| *deadline <= now).map(|(_, id)| *id)
     }
 
+    /// All leases with their time to live in seconds.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (LeaseId, i64)> {
+        self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
+    }
+
     /// All ids, soonest to expire first, as etcd lists them.
     pub(crate) fn ids(&self) -> impl Iterator<Item = LeaseId> {
         self.deadlines.iter().map(|(_, id)| *id)

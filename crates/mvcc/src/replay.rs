@@ -94,7 +94,7 @@ impl Replay {
                     if main > store.compacted && main != expected {
                         return Err(ReplayError::Missing { missing: expected, next: version.row });
                     }
-                    batch = Some(Batch { revision: main, events: Vec::new() });
+                    batch = Some(Batch { revision: main, events: Vec::with_capacity(1) });
                 }
                 if let Some(open) = &mut batch {
                     open.events.push(event(&store, &key, &version));
@@ -120,7 +120,8 @@ impl Replay {
 }
 
 fn close(store: &mut Store, batch: &mut Option<Batch>) {
-    if let Some(batch) = batch.take() {
+    if let Some(mut batch) = batch.take() {
+        batch.events.shrink_to_fit();
         store.revision = store.revision.max(batch.revision);
         store.log.push_back(Arc::new(batch));
     }

@@ -18,6 +18,7 @@ use crate::request::{
     RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 use crate::txn::{self, Plan, Write};
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +93,27 @@ impl Store {
         txn::check_range(request)?;
         let at = self.check_revision(request.revision)?;
         Ok(range::read(&self.index, request, at, self.revision))
+    }
+
+    /// Reads keys as they were when `current` was the revision: what an owner shows whose later revisions are not
+    /// durable yet. `current` is not below the compacted revision.
+    pub fn range_as_of(&self, request: &RangeRequest, current: Revision) -> Result<RangeResponse, Error> {
+        txn::check_range(request)?;
+        let at = self.check_revision_as_of(request.revision, current)?;
+        Ok(range::read(&self.index, request, at, current))
+    }
+
+    /// Records of up to `keys` keys after `after` (none: from the first on): their history up to revision `at`, and
+    /// the last of those keys. For whoever saves the store piece by piece while it changes: with
+    /// [`lease_records`](Self::lease_records) of the moment when `at` was current, and the compaction, the pieces are the
+    /// store at `at`, provided that nothing was compacted in between.
+    pub fn records(&self, after: Option<&Bytes>, keys: usize, at: Revision) -> (Vec<Record>, Option<Bytes>) {
+        self.index.records(after, keys, at)
+    }
+
+    /// Records of all leases.
+    pub fn lease_records(&self) -> Vec<Record> {
+        self.leases.iter().map(|(id, ttl)| Record::LeaseGrant { id, ttl }).collect()
     }
 
     /// Writes a key.
@@ -242,10 +264,14 @@ impl Store {
 
     /// The revision to read at.
     pub(crate) fn check_revision(&self, asked: Revision) -> Result<Revision, Error> {
+        self.check_revision_as_of(asked, self.revision)
+    }
+
+    fn check_revision_as_of(&self, asked: Revision, current: Revision) -> Result<Revision, Error> {
         if asked.0 <= 0 {
-            return Ok(self.revision);
+            return Ok(current);
         }
-        if asked > self.revision {
+        if asked > current {
             return Err(Error::FutureRevision);
         }
         if asked < self.compacted {
@@ -274,11 +300,12 @@ impl Store {
     fn write<T>(&mut self, work: impl FnOnce(&mut Write<'_>) -> T) -> Applied<T> {
         let mut write = Write::new(self);
         let response = work(&mut write);
-        let Write { events, records, .. } = write;
+        let Write { mut events, records, .. } = write;
         if events.is_empty() {
             return Applied { response, records, events: None };
         }
         self.revision = self.revision.next();
+        events.shrink_to_fit();
         let batch = Arc::new(Batch { revision: self.revision, events });
         self.log.push_back(Arc::clone(&batch));
         Applied { response, records, events: Some(batch) }

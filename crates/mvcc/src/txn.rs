@@ -255,7 +255,8 @@ pub(crate) struct Write<'a> {
 impl<'a> Write<'a> {
     pub(crate) fn new(store: &'a mut Store) -> Self {
         let main = store.revision.next();
-        Self { store, main, events: Vec::new(), records: Vec::new() }
+        // Most transactions change one key, and their events stay in memory: a vector's usual start is four.
+        Self { store, main, events: Vec::with_capacity(1), records: Vec::with_capacity(1) }
     }
 
     /// The revision that reads of this transaction see.

@@ -14,7 +14,7 @@ pub(crate) const PURE: [&str; 4] = ["model", "unit", "muster-core", "mvcc"];
 const ADAPTERS: [&str; 6] = ["hub", "registry", "systemd", "net", "nginx", "api"];
 
 /// Who may depend on the crates that are for development.
-const DEVELOPMENT: [(&str, &[&str]); 2] = [("lab", &["muster", "story"]), ("story", &[])];
+const DEVELOPMENT: [(&str, &[&str]); 3] = [("lab", &["muster", "story"]), ("story", &[]), ("hub-bench", &[])];
 
 /// What a pure crate must not have, however indirectly: runtimes, sockets, files, buses, databases, randomness.
 const IMPURE: [&str; 22] = [
@@ -210,7 +210,8 @@ pub(crate) mod tests {
             normal: Vec::new(),
             other: Vec::new(),
         };
-        let known = PURE.iter().chain(&ADAPTERS).chain(&["lab", "story"]).map(|name| (*name, ""));
+        let known =
+            PURE.iter().chain(&ADAPTERS).chain(&["lab", "story", "hub-bench"]).map(|name| (*name, ""));
         for (name, needs) in known.chain(members.iter().copied()) {
             let source = if name.starts_with('+') {
                 Source::CratesIo

@@ -9,14 +9,14 @@ mod differential;
 mod durability;
 mod etcd;
 mod etcdctl;
+mod http;
 mod locks;
 mod migrate;
 mod raw;
 mod remote;
 mod snapshot;
-mod http;
-mod v2;
 mod tls;
+mod v2;
 mod watch;
 
 use etcd_client::Client;
