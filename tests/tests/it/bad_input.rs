@@ -18,7 +18,8 @@ fn mistakes_are_explained_and_change_nothing() {
         }
         assert_eq!(output.stdout, "", "{script} claims success");
     };
-    let stored = || cluster.list("units").expect("units are listed").len();
+    let stored =
+        || cluster.muster(&["list-unit-files", "--no-legend"]).expect("units are listed").lines().count();
 
     // File, line, column, remedy; before anything is stored, also of the good file beside it.
     run("printf '[Service]\\nExecStart=/bin/true\\n[X-Fleet]\\nMachineOf=web@\\n' >bad.service");
