@@ -74,8 +74,10 @@ impl Report {
                 let (etcd, hub) =
                     (self.median(load, Kind::Etcd, figure), self.median(load, Kind::Hub, figure));
                 if let (Some(etcd), Some(hub)) = (etcd, hub) {
-                    let ratio = hub / etcd;
-                    let _ = writeln!(text, "| {load} | {figure} | {etcd:.2} | {hub:.2} | {ratio:.2} |");
+                    // How busy the machine was is no figure of either.
+                    let ratio =
+                        if *figure == "other cores" { String::new() } else { format!("{:.2} ", hub / etcd) };
+                    let _ = writeln!(text, "| {load} | {figure} | {etcd:.2} | {hub:.2} | {ratio}|");
                 }
             }
         }
