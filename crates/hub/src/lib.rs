@@ -89,7 +89,6 @@ use futures_util::StreamExt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -253,7 +252,7 @@ impl Hub {
         let advertise = config.advertise.unwrap_or_else(|| default_url(address, tls.is_some()));
         let (q, c) = (|| queue.clone(), || closing.clone());
         let kv = kv::KvService { queue: q(), identity };
-        let watch = watch::WatchService { queue: q(), identity, stop: c(), next_stream: AtomicU64::new(1) };
+        let watch = watch::WatchService { queue: q(), identity, stop: c() };
         let lease = lease::LeaseService { queue: q(), identity, stop: c() };
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
         let maintenance = maintenance::MaintenanceService { queue: q(), identity, stop: c() };
@@ -262,7 +261,7 @@ impl Hub {
         let election = election::ElectionService { queue: q(), identity, stop: c() };
         // tonic's own default of 4 MiB limits requests; answers have no limit.
         let grpc = Routes::new(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
-            .add_service(pb::PbWatchServer::new(watch).max_encoding_message_size(usize::MAX))
+            .add_service(watch)
             .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
@@ -278,7 +277,7 @@ impl Hub {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .add_routes(http::routes(grpc, q()));
         let incoming = Incoming::new(TcpIncoming::from(listener).with_nodelay(Some(true)), tls);
-        let incoming = incoming.map(|connection| connection.map(io::Gathering));
+        let incoming = incoming.map(|connection| connection.map(io::Gathering::new));
         let server =
             io.spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
         info!(%address, revision, bytes = keys, "hub started");

@@ -216,5 +216,5 @@ async fn shake(acceptor: TlsAcceptor, tcp: TcpStream) -> io::Result<Connection> 
     let stream = shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let common_name = certificate.and_then(|certificate| common_name(certificate)).map(Arc::from);
-    Ok(Connection::Tls(Box::new(stream), Peer { common_name }))
+    Ok(Connection::Tls(Box::new(stream), Peer { common_name, ..Peer::default() }))
 }
