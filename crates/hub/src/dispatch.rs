@@ -19,7 +19,7 @@ pub(crate) struct Letter {
     pub(crate) message: Outgoing,
 }
 
-/// What one turn has to deliver.
+/// What one turn has to deliver, or a part of it.
 #[derive(Default)]
 pub(crate) struct Parcel {
     pub(crate) answers: Vec<Answer>,
@@ -29,6 +29,40 @@ pub(crate) struct Parcel {
 /// The apply thread's end. Unbounded, but bounded by what is in it: there is an answer per request that a client waits
 /// for, and a letter per reserved place.
 pub(crate) type Parcels = mpsc::UnboundedSender<Parcel>;
+
+/// Letters in one parcel, so that the first streams have theirs while the apply thread looks after the others.
+const PARCEL: usize = 64;
+
+/// Where the apply thread puts what its turn has to deliver.
+pub(crate) struct Post {
+    parcels: Parcels,
+    parcel: Parcel,
+}
+
+impl Post {
+    pub(crate) fn new(parcels: Parcels) -> Self {
+        Self { parcels, parcel: Parcel::default() }
+    }
+
+    pub(crate) fn answers(&mut self, answers: &mut Vec<Answer>) {
+        self.parcel.answers.append(answers);
+    }
+
+    pub(crate) fn letter(&mut self, letter: Letter) {
+        self.parcel.letters.push(letter);
+        if self.parcel.letters.len() == PARCEL {
+            self.send();
+        }
+    }
+
+    /// To be called at the end of a turn.
+    pub(crate) fn send(&mut self) {
+        let parcel = std::mem::take(&mut self.parcel);
+        if !parcel.answers.is_empty() || !parcel.letters.is_empty() {
+            let _ = self.parcels.send(parcel); // nobody is left if the services have ended
+        }
+    }
+}
 
 /// Letters that are handed over in one go. More would let a connection wait for all others before its first write; with
 /// fewer it writes less at a time.
@@ -71,5 +105,45 @@ fn hand_over(letters: &mut VecDeque<Letter>) {
         if let Some(Letter { place, message, .. }) = letters.pop_front() {
             place.send(message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mvcc::Revision;
+    use std::sync::{Arc, Mutex};
+
+    #[tokio::test]
+    async fn answers_overtake_letters_and_letters_keep_their_order() {
+        let (parcels, deliveries) = mpsc::unbounded_channel();
+        let mut post = Post::new(parcels);
+        let (outgoing, stream) = mpsc::channel(1000);
+        let stream = Arc::new(Mutex::new(stream));
+        let connections = 10;
+        for connection in 0..connections {
+            let stream = StreamId::new(connection);
+            for revision in 1..=20 {
+                let place = outgoing.clone().try_reserve_owned().unwrap();
+                let message = Outgoing::Progress { id: connection as i64, revision: Revision(revision) };
+                post.letter(Letter { stream, place, message });
+            }
+        }
+        let (answered, told) = (Arc::new(Mutex::new(None)), Arc::clone(&stream));
+        let at = Arc::clone(&answered);
+        let answer: Answer = Box::new(move || *at.lock().unwrap() = Some(told.lock().unwrap().len()));
+        post.answers(&mut vec![answer]);
+        post.send();
+        drop(post); // the apply thread ends
+        deliver(deliveries).await;
+        drop(outgoing);
+        let before = answered.lock().unwrap().expect("the answer was given");
+        assert!(before < 200, "{before}: it does not wait for all letters");
+        let (mut stream, mut told) = (stream.lock().unwrap(), Vec::new());
+        while let Ok(Outgoing::Progress { id, revision }) = stream.try_recv() {
+            told.push((id, revision.0));
+        }
+        let all: Vec<_> = (0..connections as i64).flat_map(|id| (1..=20).map(move |of| (id, of))).collect();
+        assert_eq!(told, all);
     }
 }

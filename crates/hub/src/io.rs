@@ -89,3 +89,55 @@ impl<T: Connected<ConnectInfo = Peer>> Connected for Gathering<T> {
         Peer { connection: self.number, ..self.inner.connect_info() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    /// Counts how often the task was woken.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_write_is_put_off_once_in_a_round() {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Arc::clone(&wakes).into();
+        let mut cx = Context::from_waker(&waker);
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let mut connection = Gathering::new(ours);
+        let mut buffer = [0; 16];
+        for round in 1..=3 {
+            // The connection's task: reads until nothing is left, then writes.
+            let mut read = |connection: &mut Gathering<_>, cx: &mut Context<'_>| {
+                assert!(Pin::new(connection).poll_read(cx, &mut ReadBuf::new(&mut buffer)).is_pending());
+            };
+            read(&mut connection, &mut cx);
+            assert!(Pin::new(&mut connection).poll_write(&mut cx, b"a").is_pending());
+            assert_eq!(wakes.0.load(Ordering::Relaxed), round, "and comes again after the others");
+            read(&mut connection, &mut cx);
+            for _ in 0..2 {
+                assert!(Pin::new(&mut connection).poll_write(&mut cx, b"a").is_ready());
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_only_writes_is_put_off_once() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let mut connection = Gathering::new(ours);
+        assert!(Pin::new(&mut connection).poll_write(&mut cx, b"a").is_pending());
+        for _ in 0..3 {
+            assert!(Pin::new(&mut connection).poll_write(&mut cx, b"a").is_ready());
+        }
+    }
+}

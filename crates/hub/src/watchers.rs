@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 
-use crate::dispatch::Letter;
+use crate::dispatch::{Letter, Post};
 use crate::request::{WatchKind, WatchRequest};
 
 /// Streams so far.
@@ -140,8 +140,6 @@ pub(crate) struct Watchers {
     touched: Vec<Slot>,
     events: FuturesUnordered<BoxFuture<'static, StreamEvent>>,
     catching_up: VecDeque<(StreamId, mpsc::OwnedPermit<Outgoing>)>,
-    /// What this turn has to deliver.
-    letters: Vec<Letter>,
     /// What was made for the last streams; empty between turns.
     alike: VecDeque<Arc<Delivery>>,
 }
@@ -158,11 +156,6 @@ impl Watchers {
     /// How many watchers there are.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
-    }
-
-    /// What has gathered for the streams, in order.
-    pub(crate) fn take_letters(&mut self) -> Vec<Letter> {
-        std::mem::take(&mut self.letters)
     }
 
     /// Whether [`catch_up`](Self::catch_up) has something to do right now.
@@ -192,7 +185,7 @@ impl Watchers {
     }
 
     /// Queues a turn's batches, which are durable by now. `revision` is the store's.
-    pub(crate) fn notify(&mut self, batches: &[Arc<Batch>], revision: Revision) {
+    pub(crate) fn notify(&mut self, batches: &[Arc<Batch>], revision: Revision, post: &mut Post) {
         for (place, batch) in batches.iter().enumerate() {
             for event in &batch.events {
                 let (slots, touched) = (&mut self.slots, &mut self.touched);
@@ -217,19 +210,25 @@ impl Watchers {
         // One message per stream, whatever the number of its watchers.
         touched.sort_unstable();
         for of_stream in touched.chunk_by(|a, b| a.0 == b.0) {
-            self.push(of_stream, batches, revision);
+            self.push(of_stream, batches, revision, post);
         }
         self.alike.clear();
     }
 
     /// Queues what is pending for watchers of one stream; without room they become unsynced.
-    fn push(&mut self, touched: &[(StreamId, i64, Slot)], batches: &[Arc<Batch>], revision: Revision) {
+    fn push(
+        &mut self,
+        touched: &[(StreamId, i64, Slot)],
+        batches: &[Arc<Batch>],
+        revision: Revision,
+        post: &mut Post,
+    ) {
         let Some((id, ..)) = touched.first().copied() else { return };
         let Some(stream) = self.streams.get(&id) else { return };
         match stream.outgoing.clone().try_reserve_owned() {
             Ok(place) => {
                 let message = Outgoing::Events(self.delivery(touched, batches, revision));
-                self.letters.push(Letter { stream: id, place, message });
+                post.letter(Letter { stream: id, place, message });
             }
             Err(_) => {
                 for (.., slot) in touched {
@@ -289,7 +288,7 @@ impl Watchers {
     }
 
     /// One step for one stream that is behind. Bounded work.
-    pub(crate) fn catch_up(&mut self, store: &Store) {
+    pub(crate) fn catch_up(&mut self, store: &Store, post: &mut Post) {
         let Some((id, permit)) = self.catching_up.pop_front() else { return };
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.lagging = false;
@@ -315,7 +314,7 @@ impl Watchers {
                     Some(permit)
                 } else {
                     let message = Outgoing::Events(Delivery::new(revision, vec![watch.share(batches)]));
-                    self.letters.push(Letter { stream: id, place: permit, message });
+                    post.letter(Letter { stream: id, place: permit, message });
                     None
                 };
                 if more || !caught_up {
@@ -325,7 +324,7 @@ impl Watchers {
             None => {
                 let (watch_id, compacted) = (watch.id, Some(store.compacted()));
                 let message = Outgoing::Canceled { id: watch_id, revision: store.revision(), compacted };
-                self.letters.push(Letter { stream: id, place: permit, message });
+                post.letter(Letter { stream: id, place: permit, message });
                 stream.watches.remove(&watch_id);
                 self.release(slot);
                 if more {
@@ -347,7 +346,7 @@ impl Watchers {
     }
 
     /// Does what a stream asks, after the turn's batches were queued.
-    pub(crate) fn on_request(&mut self, request: WatchRequest, store: &Store) {
+    pub(crate) fn on_request(&mut self, request: WatchRequest, store: &Store, post: &mut Post) {
         let WatchRequest { stream: id, outgoing, permit, kind } = request;
         if !self.streams.contains_key(&id) {
             let closed = outgoing.clone();
@@ -374,7 +373,7 @@ impl Watchers {
                     Ok(watch_id) => watch_id,
                     Err(reason) => {
                         let message = Outgoing::Refused { id: -1, revision, reason };
-                        self.letters.push(Letter { stream: id, place: permit, message });
+                        post.letter(Letter { stream: id, place: permit, message });
                         return;
                     }
                 };
@@ -403,7 +402,7 @@ impl Watchers {
                     pending: Vec::new(),
                 });
                 let message = Outgoing::Created { id: watch_id, revision };
-                self.letters.push(Letter { stream: id, place: permit, message });
+                post.letter(Letter { stream: id, place: permit, message });
                 if !synced && !stream.lagging {
                     self.go_on(id, None);
                 }
@@ -412,14 +411,14 @@ impl Watchers {
                 if let Some(slot) = stream.watches.remove(&watch_id) {
                     self.release(slot);
                     let message = Outgoing::Canceled { id: watch_id, revision, compacted: None };
-                    self.letters.push(Letter { stream: id, place: permit, message });
+                    post.letter(Letter { stream: id, place: permit, message });
                 }
             }
             WatchKind::Progress => {
                 // Whoever waits for progress believes to have seen everything up to it: silence is better than a lie.
                 if self.is_synced(id) {
                     let message = Outgoing::Progress { id: -1, revision };
-                    self.letters.push(Letter { stream: id, place: permit, message });
+                    post.letter(Letter { stream: id, place: permit, message });
                 }
             }
         }
@@ -431,13 +430,13 @@ impl Watchers {
     }
 
     /// Tells every synced watcher that asked for it how far it has come.
-    pub(crate) fn progress(&mut self, revision: Revision) {
+    pub(crate) fn progress(&mut self, revision: Revision, post: &mut Post) {
         for watch in self.slots.iter().flatten().filter(|watch| watch.progress_notify && watch.synced) {
             if let Some(stream) = self.streams.get(&watch.stream) {
                 // Without room there is something better to send.
                 if let Ok(place) = stream.outgoing.clone().try_reserve_owned() {
                     let message = Outgoing::Progress { id: watch.id, revision };
-                    self.letters.push(Letter { stream: watch.stream, place, message });
+                    post.letter(Letter { stream: watch.stream, place, message });
                 }
             }
         }
