@@ -260,9 +260,9 @@ impl Hub {
         let lock = lock::LockService { queue: q(), identity, stop: c() };
         let election = election::ElectionService { queue: q(), identity, stop: c() };
         // tonic's own default of 4 MiB limits requests; answers have no limit.
-        let grpc = Routes::new(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
+        let grpc = Routes::new(kv)
             .add_service(watch)
-            .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
+            .add_service(lease)
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
             .add_service(auth)
