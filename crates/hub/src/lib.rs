@@ -12,8 +12,6 @@ mod auth;
 mod bolt;
 /// Who makes a call.
 mod caller;
-/// The names in client certificates.
-mod certificate;
 /// The Cluster service.
 mod cluster;
 /// When the hub compacts by itself.
@@ -83,7 +81,7 @@ use crate::guard::Guard;
 use crate::request::Queue;
 use crate::shared::Shared;
 use crate::storage::{Opened, Storage};
-use crate::tls::Incoming;
+use crate::tls::{Certificates, Incoming};
 use etcd_client::proto as pb;
 use futures_util::StreamExt;
 use std::net::SocketAddr;
@@ -95,7 +93,6 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -174,24 +171,9 @@ pub enum HubError {
         #[source]
         source: std::io::Error,
     },
-    /// A certificate or key cannot be read.
-    #[error("could not read {path}")]
-    TlsFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// A certificate or key is of no use.
-    #[error("could not use {path} for TLS")]
-    Tls {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: rustls::Error,
-    },
+    #[error(transparent)]
+    Tls(#[from] access::FileError),
     /// The server stopped.
     #[error("the gRPC server stopped")]
     Serve(#[source] Option<tonic::transport::Error>),
@@ -220,8 +202,8 @@ impl Hub {
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
         let (data_dir, tls) = (config.data_dir.clone(), config.tls.clone());
         let opened = tokio::task::spawn_blocking(move || {
-            let tls = tls.as_ref().map(TlsConfig::load).transpose()?;
-            Ok((open(&data_dir)?, tls))
+            let tls = tls.map(Certificates::load).transpose()?;
+            Ok::<_, HubError>((open(&data_dir)?, tls))
         });
         let (loaded, tls) =
             opened.await.map_err(|panic| HubError::Apply(Some(std::io::Error::other(panic))))??;
