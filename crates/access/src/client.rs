@@ -92,13 +92,16 @@ impl Access {
         let tls = if self.secure() { Some(self.tls()?) } else { None };
         let login = match &self.login {
             None => None,
-            Some(Login { user, password: Password::Given(password) }) => Some((user.clone(), password.clone())),
+            Some(Login { user, password: Password::Given(password) }) => {
+                Some((user.clone(), password.clone()))
+            }
             Some(Login { user, password: Password::File(path) }) => {
                 let text = files::read(path)?;
                 let text = String::from_utf8_lossy(&text);
                 let first = text.lines().next().unwrap_or_default().to_owned();
                 if first.is_empty() {
-                    let source = std::io::Error::new(std::io::ErrorKind::InvalidData, "its first line is empty");
+                    let source =
+                        std::io::Error::new(std::io::ErrorKind::InvalidData, "its first line is empty");
                     return Err(FileError::Read { path: path.clone(), source });
                 }
                 Some((user.clone(), first))

@@ -61,7 +61,9 @@ pub enum FileError {
         end: certificate::Time,
     },
     /// The certificate will be valid.
-    #[error("the certificate {path} is valid only from {begin} on: set this machine's clock, or make a new one")]
+    #[error(
+        "the certificate {path} is valid only from {begin} on: set this machine's clock, or make a new one"
+    )]
     NotYet {
         /// The file.
         path: PathBuf,
@@ -137,7 +139,9 @@ fn unreadable(path: &Path, what: &'static str, error: pem::Error) -> FileError {
     match error {
         pem::Error::Io(source) => FileError::Read { path, source },
         pem::Error::NoItemsFound => FileError::Nothing { path, what },
-        other => FileError::Read { path, source: io::Error::new(io::ErrorKind::InvalidData, other.to_string()) },
+        other => {
+            FileError::Read { path, source: io::Error::new(io::ErrorKind::InvalidData, other.to_string()) }
+        }
     }
 }
 
@@ -192,7 +196,8 @@ mod tests {
         assert!(said(&good.1, &good.1).contains("good.key has no certificate in PEM form"));
         assert!(said(&good.0, &good.0).contains("good.pem has no private key in PEM form"));
         assert!(said(&dir.path().join("none"), &good.1).ends_with("none"));
-        fs::write(dir.path().join("bad"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        fs::write(dir.path().join("bad"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+            .unwrap();
         assert!(said(&dir.path().join("bad"), &good.1).contains("could not use"));
         assert!(authorities(&dir.path().join("bad")).is_err());
     }

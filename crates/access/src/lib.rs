@@ -3,10 +3,10 @@
 //! What the hub's server and its clients have in common, and therefore neither's: files are read and checked here, and
 //! what is wrong with them, or with a connection, is said here with its remedy. Nothing here talks to anybody.
 
-/// Where a hub is, and as whom it is spoken to.
-mod client;
 /// The names and dates in certificates.
 mod certificate;
+/// Where a hub is, and as whom it is spoken to.
+mod client;
 /// Certificates, keys and passwords on disk.
 mod files;
 /// Why there is no connection, and what helps.

@@ -46,8 +46,7 @@ pub fn reason(error: &Error, access: &Access) -> String {
     text
 }
 
-const WANTS_CERTIFICATE: &str =
-    "it may ask for a client certificate: name one (`cert-file` and `key-file` in [hub], or --cert and --key)";
+const WANTS_CERTIFICATE: &str = "it may ask for a client certificate: name one (`cert-file` and `key-file` in [hub], or --cert and --key)";
 
 /// What helps when a server refuses in these words of etcd's.
 pub fn remedy(refusal: &str, access: &Access) -> Option<&'static str> {

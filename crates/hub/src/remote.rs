@@ -3,9 +3,15 @@
 //! Works on any server of etcd's v3 API. Invariant: every call ends, with an answer or with an error that says which
 //! server was asked for what.
 
-use access::{Access, FileError};
+/// Users and roles.
+mod users;
+
 use crate::snapshot::{HashCheck, SnapshotError, SnapshotFile, SnapshotStatus};
-use etcd_client::{Client, CompactionOptions, ConnectOptions, Error, GetOptions};
+use access::{Access, FileError};
+use etcd_client::proto::PbAlarmMember;
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, ConnectOptions, Error, GetOptions,
+};
 use mvcc::Revision;
 use std::fmt;
 use std::io;
@@ -124,6 +130,26 @@ pub struct Status {
     pub errors: Vec<String>,
 }
 
+/// What a member complains of until somebody says that it is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// Which member.
+    pub member: u64,
+    /// What it is, as etcdctl calls it: `NOSPACE`, `CORRUPT`.
+    pub kind: &'static str,
+}
+
+impl Alarm {
+    fn new(wire: &PbAlarmMember) -> Self {
+        let kind = match wire.alarm {
+            1 => "NOSPACE",
+            2 => "CORRUPT",
+            _ => "UNKNOWN",
+        };
+        Self { member: wire.member_id, kind }
+    }
+}
+
 impl Remote {
     /// Connects to one server, or to any of a cluster's members, and logs in if `access` has a user.
     pub async fn connect(access: impl Into<Access>) -> Result<Self, RemoteError> {
@@ -137,7 +163,9 @@ impl Remote {
             match Box::pin(client.update_user(ready.login)).await {
                 Ok(()) => Ok(client),
                 // A server without users serves everybody.
-                Err(Error::GRpcStatus(status)) if status.message() == mvcc::Error::AuthNotEnabled.to_string() => {
+                Err(Error::GRpcStatus(status))
+                    if status.message() == mvcc::Error::AuthNotEnabled.to_string() =>
+                {
                     Ok(client)
                 }
                 Err(error) => Err(error),
@@ -225,6 +253,32 @@ impl Remote {
     pub async fn defragment(&self) -> Result<(), RemoteError> {
         let mut client = self.client.clone();
         self.ask_within(LONG, "defragment its data", Box::pin(client.defragment())).await.map(|_| ())
+    }
+
+    /// The alarms that are raised.
+    pub async fn alarms(&self) -> Result<Vec<Alarm>, RemoteError> {
+        Ok(self.raised().await?.iter().map(Alarm::new).collect())
+    }
+
+    async fn raised(&self) -> Result<Vec<PbAlarmMember>, RemoteError> {
+        let mut client = self.client.clone();
+        let listed = client.alarm(AlarmAction::Get, AlarmType::None, None);
+        Ok(self.ask("list its alarms", listed).await?.0.alarms)
+    }
+
+    /// Withdraws all alarms; tells which. One whose cause lasts comes again.
+    pub async fn disarm(&self) -> Result<Vec<Alarm>, RemoteError> {
+        let mut withdrawn = Vec::new();
+        for alarm in self.raised().await? {
+            let kind = if alarm.alarm == 2 { AlarmType::Corrupt } else { AlarmType::Nospace };
+            let mut options = AlarmOptions::new();
+            options.with_member(alarm.member_id);
+            let mut client = self.client.clone();
+            let asked = client.alarm(AlarmAction::Deactivate, kind, Some(options));
+            let answer = self.ask("withdraw the alarm", asked).await?;
+            withdrawn.extend(answer.0.alarms.iter().map(Alarm::new));
+        }
+        Ok(withdrawn)
     }
 
     /// Saves a snapshot to `file`, which is there whole or not at all; one of that name is replaced. `tell` hears how

@@ -103,7 +103,9 @@ impl Etcd {
                     info!(hub = self.shared.endpoints, "certificates or password replaced, connecting anew");
                 }
             }
-            Err(error) => warn!(error = format!("{error:?}"), "replaced certificate or password is of no use"),
+            Err(error) => {
+                warn!(error = format!("{error:?}"), "replaced certificate or password is of no use")
+            }
         }
     }
 
@@ -160,8 +162,7 @@ impl Etcd {
 
     pub(crate) async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         let options = || Some(ec::GetOptions::new().with_prefix());
-        let mut answer =
-            self.call(|link| async move { link.kv().get(prefix, options()).await }).await?;
+        let mut answer = self.call(|link| async move { link.kv().get(prefix, options()).await }).await?;
         let revision = revision(answer.header());
         Ok(Listing { revision, items: answer.take_kvs().into_iter().filter_map(key_value).collect() })
     }
@@ -201,8 +202,7 @@ impl Etcd {
     }
 
     pub(crate) async fn time_left(&self, lease: LeaseId) -> Result<Duration, StoreError> {
-        let answer =
-            self.call(|link| async move { link.lease().time_to_live(lease.0, None).await }).await?;
+        let answer = self.call(|link| async move { link.lease().time_to_live(lease.0, None).await }).await?;
         Ok(Duration::from_secs(u64::try_from(answer.ttl()).unwrap_or(0)))
     }
 
