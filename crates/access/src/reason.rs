@@ -7,7 +7,7 @@ use crate::Access;
 use etcd_client::Error;
 use std::error;
 use std::io;
-use tokio_rustls::rustls::{self, AlertDescription, CertificateError, InvalidMessage};
+use tokio_rustls::rustls::{self, CertificateError, InvalidMessage};
 
 /// Why a call of a client brought no answer.
 pub fn reason(error: &Error, access: &Access) -> String {
@@ -20,27 +20,31 @@ pub fn reason(error: &Error, access: &Access) -> String {
         other => return other.to_string(),
     };
     loop {
-        if let Some(failure) = tls_failure(cause) {
-            return match advice(failure, access) {
-                Some(advice) => format!("{failure}: {advice}"),
-                None => failure.to_string(),
-            };
+        let text = cause.to_string();
+        // HTTP/2 keeps the text of an alert that comes after the handshake, and nothing else.
+        let advice = match text.rsplit_once(ALERT) {
+            Some((_, alert)) => alert_advice(alert, access),
+            None => tls_failure(cause).and_then(|failure| advice(failure, access)),
+        };
+        if let Some(advice) = advice {
+            return format!("{text}: {advice}");
         }
         match cause.source() {
             Some(source) => cause = source,
             None => break,
         }
     }
-    let ended = cause.downcast_ref::<io::Error>().is_some_and(|error| {
-        use io::ErrorKind as Kind;
-        matches!(error.kind(), Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof)
-    });
-    if access.secure() && ended && access.identity.is_none() {
-        return format!("{cause}: {WANTS_CERTIFICATE}");
-    }
     let text = cause.to_string();
+    let ended = text.contains("connection closed")
+        || cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            use io::ErrorKind as Kind;
+            matches!(error.kind(), Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof)
+        });
+    if access.secure() && ended && access.identity.is_none() {
+        return format!("{text}: {WANTS_CERTIFICATE}");
+    }
     // What HTTP/2 makes of the alert that TLS answers plain text with.
-    if !access.secure() && (text.contains("frame") || text.contains("connection closed") || ended) {
+    if !access.secure() && (text.contains("frame") || ended) {
         return format!("{text}: if it speaks TLS, say https:// instead of http://");
     }
     text
@@ -67,28 +71,36 @@ fn tls_failure<'a>(cause: &'a (dyn error::Error + 'static)) -> Option<&'a rustls
     cause.downcast_ref::<rustls::Error>().or_else(|| inside(cause.downcast_ref::<io::Error>()?))
 }
 
-fn advice(failure: &rustls::Error, access: &Access) -> Option<String> {
-    use CertificateError as C;
-    let ours = || match &access.identity {
+/// How rustls begins to speak of what the other side said.
+const ALERT: &str = "received fatal alert: ";
+
+fn alert_advice(alert: &str, access: &Access) -> Option<String> {
+    let ours = match &access.identity {
         Some((cert, _)) => format!("our certificate {}", cert.display()),
         None => "our certificate".to_owned(),
     };
+    Some(match alert {
+        // Before TLS 1.3 there was no word for a certificate that is missing.
+        "CertificateRequired" | "BadCertificate" | "HandshakeFailure" if access.identity.is_none() => {
+            "it wants a client certificate: name one (`cert-file` and `key-file` in [hub], or --cert and --key)"
+                .to_owned()
+        }
+        "CertificateExpired" => format!("{ours} expired"),
+        "UnknownCA" | "BadCertificate" | "DecryptError" | "CertificateUnknown" => {
+            format!("it does not believe {ours}: have it signed by an authority that it trusts")
+        }
+        _ => return None,
+    })
+}
+
+fn advice(failure: &rustls::Error, access: &Access) -> Option<String> {
+    use CertificateError as C;
     let authorities = || match &access.ca {
         Some(ca) => format!("{} names", ca.display()),
         None => "this system trusts".to_owned(),
     };
     Some(match failure {
-        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
-            "it wants a client certificate: name one (`cert-file` and `key-file` in [hub], or --cert and --key)"
-                .to_owned()
-        }
-        rustls::Error::AlertReceived(AlertDescription::CertificateExpired) => {
-            format!("{} expired", ours())
-        }
-        rustls::Error::AlertReceived(
-            AlertDescription::UnknownCA | AlertDescription::BadCertificate | AlertDescription::DecryptError,
-        ) => format!("it does not believe {}: have it signed by an authority that it trusts", ours()),
-        rustls::Error::InvalidCertificate(C::UnknownIssuer) => format!(
+        rustls::Error::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => format!(
             "its certificate is signed by no authority that {}: name the right one (`ca-file` in [hub], or --cacert)",
             authorities()
         ),

@@ -327,9 +327,11 @@ fn revision(header: Option<&ec::ResponseHeader>) -> Revision {
 }
 
 /// Whether the hub itself said so. A status with a source was made on this side, of a connection that broke; and
-/// with these codes the hub says that it could not attend to the call.
+/// with these codes the hub says that it could not attend to the call. Nor is a stream an answer that ends without a
+/// word, which an etcd's does that stops while it speaks TLS.
 fn is_answer(status: &tonic::Status) -> bool {
     status.source().is_none()
+        && !status.message().starts_with("protocol error:")
         && !matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded)
 }
 
