@@ -271,7 +271,7 @@ fn files(machine: &MachineInfo, hub: Hub, secrets: &BTreeMap<String, Vec<u8>>) -
     let section = match (hub, machine.number) {
         (Hub::Embedded, 1) => "listen = \"0.0.0.0:2379\"\n".to_owned(),
         (Hub::Secured, 1) => format!(
-            "listen = \"0.0.0.0:2379\"\nclient-ca-file = \"/etc/muster/hub-ca.crt\"\nauth-token-ttl = \"{} s\"\n{SECURED}",
+            "listen = \"0.0.0.0:2379\"\nclient-ca-file = \"/etc/muster/hub-ca.crt\"\nauth-token-ttl = \"{}s\"\n{SECURED}",
             LOGIN.as_secs()
         ),
         (Hub::Secured, _) => endpoints.replace("http:", "https:") + SECURED,

@@ -112,6 +112,9 @@ impl Access {
 
     fn tls(&self) -> Result<TlsOptions, FileError> {
         let ca = self.ca.as_deref().unwrap_or_else(|| Path::new(SYSTEM_CA));
+        if self.ca.is_none() && !ca.exists() {
+            return Err(FileError::NoAuthorities { path: ca.to_owned() });
+        }
         files::authorities(ca)?;
         let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(files::read(ca)?));
         let Some((cert, key)) = &self.identity else { return Ok(tls) };

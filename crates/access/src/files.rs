@@ -27,6 +27,14 @@ pub enum FileError {
         #[source]
         source: io::Error,
     },
+    /// There is none on this system, and none was named.
+    #[error(
+        "this system has no authorities of its own in {path}: name the hub's (`ca-file` in [hub], or --cacert)"
+    )]
+    NoAuthorities {
+        /// Where they would be.
+        path: PathBuf,
+    },
     /// It has nothing of the kind in it.
     #[error("{path} has no {what} in PEM form (between -----BEGIN and -----END)")]
     Nothing {

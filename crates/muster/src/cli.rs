@@ -271,6 +271,14 @@ mod tests {
     }
 
     #[test]
+    fn a_private_key_is_no_key_of_the_hub() {
+        for words in ["kv get", "hub role revoke-permission app"] {
+            let words = format!("muster {words} /x --endpoints https://a:1 --cert c --key k --user u:p");
+            Cli::try_parse_from(words.split(' ')).map(drop).expect(&words);
+        }
+    }
+
+    #[test]
     fn an_endpoint_without_effect_is_refused() {
         let why = |words: &str| {
             let matches = Cli::command().try_get_matches_from(words.split(' ')).expect(words);

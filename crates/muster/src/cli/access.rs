@@ -29,7 +29,8 @@ pub struct Credentials {
     #[arg(long, alias = "cert-file", global = true)]
     pub cert: Option<PathBuf>,
     /// The certificate's private key, in PEM.
-    #[arg(long, alias = "key-file", global = true)]
+    // Not by the name of the verbs' keys.
+    #[arg(id = "private-key", long = "key", value_name = "KEY", alias = "key-file", global = true)]
     pub key: Option<PathBuf>,
     /// The user: NAME, or NAME:PASSWORD. A password that is not given is asked for.
     #[arg(long, alias = "username", global = true)]
