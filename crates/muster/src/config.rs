@@ -431,7 +431,9 @@ mod tests {
 
     #[test]
     fn a_machine_knows_how_to_speak_to_its_hub() {
-        let access = |text| with(text, &[]).expect(text).config.access();
+        fn access(text: &str) -> Access {
+            with(text, &[]).expect(text).config.access()
+        }
         let tls = "cert-file = \"m.crt\"\nkey-file = \"m.key\"\n";
         let own =
             access(&format!("[machine]\naddress = \"10.0.0.1\"\n[hub]\nlisten = \"0.0.0.0:2379\"\n{tls}"));

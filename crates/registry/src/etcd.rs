@@ -191,7 +191,7 @@ impl Etcd {
             })
             .collect();
         let txn = ec::Txn::new().when(compares).and_then(operations);
-        let answer = self.call(|link| link.kv_txn(txn.clone())).await?;
+        let answer = self.call(|link| link.txn(txn.clone())).await?;
         Ok(Outcome { committed: answer.succeeded(), revision: revision(answer.header()) })
     }
 

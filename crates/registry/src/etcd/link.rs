@@ -6,7 +6,6 @@
 use crate::store::StoreError;
 use access::{Access, Ready, Stamp};
 use etcd_client as ec;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -72,11 +71,8 @@ impl Link {
         self.client.kv_client().max_decoding_message_size(usize::MAX)
     }
 
-    pub(super) fn kv_txn(
-        self: Arc<Self>,
-        txn: ec::Txn,
-    ) -> impl Future<Output = Result<ec::TxnResponse, ec::Error>> {
-        async move { self.kv().txn(txn).await }
+    pub(super) async fn txn(self: Arc<Self>, txn: ec::Txn) -> Result<ec::TxnResponse, ec::Error> {
+        self.kv().txn(txn).await
     }
 
     pub(super) fn lease(&self) -> ec::LeaseClient {
