@@ -176,8 +176,8 @@ async fn files_that_are_replaced_are_used_from_the_next_connection_on() {
     let (known, unknown) = (access(&url, &old, "ann", None), access(&url, &new, "ann", None));
     let first = soon(Remote::connect(known.clone())).await.unwrap();
     first.status().await.unwrap();
-    let lets_in = async |access: &Access| match soon(Remote::connect(access.clone())).await {
-        Ok(remote) => soon(remote.status()).await.is_ok(),
+    let lets_in = async |access: &Access| match soon(Box::pin(Remote::connect(access.clone()))).await {
+        Ok(remote) => soon(Box::pin(remote.status())).await.is_ok(),
         Err(_) => false,
     };
     assert!(!lets_in(&unknown).await);
