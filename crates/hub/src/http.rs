@@ -5,13 +5,13 @@
 //! through the gRPC services ([`inside`]), so that both doors lead to the same room with the same guards.
 
 /// The JSON gateway.
-mod gateway;
+pub(crate) mod gateway;
 /// gRPC calls from inside.
 pub(crate) mod inside;
 /// Prometheus' page.
 mod metrics;
 /// Messages as tables.
-mod schema;
+pub(crate) mod schema;
 /// JSON and protobuf.
 pub(crate) mod transcode;
 

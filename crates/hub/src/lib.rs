@@ -16,12 +16,18 @@ mod caller;
 mod cluster;
 /// When the hub compacts by itself.
 mod compaction;
+/// Which connections there are.
+mod connections;
 /// Between protobuf and the store's types.
 mod convert;
 /// From the apply thread to the services.
 mod dispatch;
 /// The Election service.
 mod election;
+/// Promises that no input may break.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 /// Who may do what.
 mod guard;
 /// HTTP/1.1 on gRPC's port.
@@ -102,8 +108,9 @@ use tracing::info;
 /// How long an orderly stop waits for requests in flight.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Streams per connection. Clients open one per watch and per lease; etcd 3.4 sets no limit, h2's default is 200.
-const MAX_STREAMS: u32 = 1 << 20;
+/// Streams per connection. Clients open one per watch and per lease, which h2's default of 200 is too few for; etcd 3.4
+/// sets no limit, but then one client that forgets to close them has all of the memory.
+const MAX_STREAMS: u32 = 1 << 15;
 
 /// Silent connections are asked for a sign of life after this long, so that the watches of a machine that lost power
 /// go away.
@@ -195,6 +202,9 @@ pub struct Hub {
     io: Option<Runtime>,
     apply: Option<thread::JoinHandle<()>>,
     apply_ended: oneshot::Receiver<std::io::Error>,
+    /// To be asked in process.
+    #[cfg(any(test, fuzzing))]
+    routes: Routes,
 }
 
 impl Hub {
@@ -253,17 +263,33 @@ impl Hub {
         // Serving as a whole ("") and nothing finer, like etcd: when it does not, nobody answers.
         let (_, health) = tonic_health::server::health_reporter();
         let grpc = grpc.add_service(health);
+        let routes = http::routes(grpc, q());
+        #[cfg(any(test, fuzzing))]
+        let served = routes.clone();
+        #[cfg(not(any(test, fuzzing)))]
+        let served = routes;
         let server = Server::builder()
             .accept_http1(true)
             .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .add_routes(http::routes(grpc, q()));
+            .add_routes(served);
         let incoming = Incoming::new(TcpIncoming::from(listener).with_nodelay(Some(true)), tls);
+        let incoming = connections::Connections::new(incoming);
         let incoming = incoming.map(|connection| connection.map(io::Gathering::new));
         let server =
             io.spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
         info!(%address, revision, bytes = keys, "hub started");
-        Ok(Self { address, closing, stop, server, io: Some(io), apply: Some(apply), apply_ended })
+        Ok(Self {
+            address,
+            closing,
+            stop,
+            server,
+            io: Some(io),
+            apply: Some(apply),
+            apply_ended,
+            #[cfg(any(test, fuzzing))]
+            routes,
+        })
     }
 
     /// Where it listens.

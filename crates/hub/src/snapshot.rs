@@ -119,6 +119,12 @@ pub struct SnapshotFile {
     pub records: Vec<Record>,
 }
 
+/// The records of a file, unless it is damaged.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn records(file: &File<'_>) -> Option<Vec<Record>> {
+    decode::content(file).ok().map(|content| content.records)
+}
+
 impl SnapshotFile {
     /// Reads a file and checks all of it. Blocks; holds the file in memory meanwhile.
     pub fn read(path: &Path, check: HashCheck) -> Result<Self, SnapshotError> {

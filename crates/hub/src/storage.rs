@@ -18,6 +18,20 @@ mod frame;
 mod log;
 /// Snapshot files.
 mod snapshot;
+/// Payloads of bytes that anybody made.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz {
+    /// The records of a payload, unless it is damaged.
+    pub(crate) fn entries(payload: &[u8]) -> Option<Vec<mvcc::Record>> {
+        let mut records = Vec::new();
+        let whole = super::entry::decode(payload, &mut |entry| {
+            if let super::Entry::Record(record) = entry {
+                records.push(record);
+            }
+        });
+        whole.then_some(records)
+    }
+}
 
 /// Every way in which a disk may fail, at every point.
 #[cfg(test)]

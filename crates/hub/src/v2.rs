@@ -10,7 +10,7 @@
 /// Refusals.
 mod error;
 /// Parameters.
-mod form;
+pub(crate) mod form;
 /// Past events.
 mod history;
 /// Nodes in JSON.

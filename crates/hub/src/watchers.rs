@@ -51,6 +51,10 @@ const CATCH_UP_EVENTS: usize = 1024;
 /// same things, so there are few; and where all differ, looking costs little against sending.
 const ALIKE: usize = 8;
 
+/// Keys and values in one message, beside a single revision's. A message is taken apart when the stream sends it, so
+/// this is what a client that does not read keeps occupied; what is more is read from history, piece by piece.
+const MESSAGE_BYTES: usize = 256 << 10;
+
 /// What a stream has to send, in this order.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
@@ -215,7 +219,8 @@ impl Watchers {
         self.alike.clear();
     }
 
-    /// Queues what is pending for watchers of one stream; without room they become unsynced.
+    /// Queues what is pending for watchers of one stream; without room, or if it is much, they become
+    /// unsynced.
     fn push(
         &mut self,
         touched: &[(StreamId, i64, Slot)],
@@ -225,12 +230,16 @@ impl Watchers {
     ) {
         let Some((id, ..)) = touched.first().copied() else { return };
         let Some(stream) = self.streams.get(&id) else { return };
-        match stream.outgoing.clone().try_reserve_owned() {
-            Ok(place) => {
+        let pending = touched.iter().filter_map(|(.., slot)| self.slots[*slot].as_ref());
+        let bytes: usize = pending.flat_map(|watch| &watch.pending).map(|at| size(&batches[*at])).sum();
+        let place =
+            if bytes > MESSAGE_BYTES { None } else { stream.outgoing.clone().try_reserve_owned().ok() };
+        match place {
+            Some(place) => {
                 let message = Outgoing::Events(self.delivery(touched, batches, revision));
                 post.letter(Letter { stream: id, place, message });
             }
-            Err(_) => {
+            None => {
                 for (.., slot) in touched {
                     let Some(watch) = &mut self.slots[*slot] else { continue };
                     if let Some(first) = watch.pending.first() {
@@ -476,13 +485,14 @@ impl Watch {
     /// Reads on in history; none if that is compacted.
     fn read(&mut self, store: &Store) -> Option<Vec<Arc<Batch>>> {
         let mut batches = Vec::new();
-        let mut events = 0;
+        let (mut events, mut bytes) = (0, 0);
         for batch in store.history(self.next).ok()?.take(CATCH_UP_BATCHES) {
             self.next = batch.revision.next();
             if batch.events.iter().any(|event| self.watcher.range.contains(&event.kv.key)) {
                 batches.push(Arc::clone(batch));
                 events += batch.events.len();
-                if events >= CATCH_UP_EVENTS {
+                bytes += size(batch);
+                if events >= CATCH_UP_EVENTS || bytes >= MESSAGE_BYTES {
                     break;
                 }
             }
@@ -490,4 +500,10 @@ impl Watch {
         self.synced = self.next > store.revision();
         Some(batches)
     }
+}
+
+/// Bytes of keys and values.
+fn size(batch: &Batch) -> usize {
+    let of = |kv: &mvcc::KeyValue| kv.key.len() + kv.value.len();
+    batch.events.iter().map(|event| of(&event.kv) + event.prev_kv.as_ref().map_or(0, of)).sum()
 }

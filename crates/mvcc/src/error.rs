@@ -182,6 +182,12 @@ pub enum ReplayError {
         /// The row that should have come earlier.
         next: RowId,
     },
+    /// No store has come so far: the record is somebody's invention, and there would be no room after it.
+    #[error("{number} is more than a revision or a version can be")]
+    TooLarge {
+        /// The number.
+        number: i64,
+    },
     /// Users and roles are not in any encoding that this version knows.
     #[error("the record of users and roles cannot be read")]
     Auth,

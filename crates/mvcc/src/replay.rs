@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// No revision or version is greater: at a million a second it takes a hundred thousand years to come here.
+const LARGEST: i64 = 1 << 62;
+
 /// A store, and what its storage may drop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replayed {
@@ -55,13 +58,18 @@ impl Replay {
             Record::LeaseRevoke { id } => {
                 self.leases.remove(&id);
             }
-            Record::Compact { revision, .. } => self.compacted = self.compacted.max(Some(revision)),
+            Record::Compact { revision, .. } => {
+                possible(revision.0)?;
+                self.compacted = self.compacted.max(Some(revision));
+            }
             Record::Auth { state } => self.auth = Auth::decode(&state).ok_or(ReplayError::Auth)?,
         }
         Ok(())
     }
 
     fn row(&mut self, key: Bytes, version: Version) -> Result<(), ReplayError> {
+        possible(version.row.main.0)?;
+        possible(version.version)?;
         if let Some((_, last)) = self.rows.last()
             && last.row >= version.row
         {
@@ -117,6 +125,10 @@ impl Replay {
         }
         Ok(Replayed { store, obsolete })
     }
+}
+
+fn possible(number: i64) -> Result<(), ReplayError> {
+    if number > LARGEST { Err(ReplayError::TooLarge { number }) } else { Ok(()) }
 }
 
 fn close(store: &mut Store, batch: &mut Option<Batch>) {

@@ -101,6 +101,12 @@ static CALLS: &[Call] = calls! {
     "election/resign" "/v3electionpb.Election/Resign" Unary RESIGN_REQUEST HEADER_ONLY;
 };
 
+/// The gRPC calls behind it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn rpcs() -> Vec<&'static str> {
+    CALLS.iter().map(|call| call.rpc).collect()
+}
+
 /// Answers `/v3/…`.
 pub(crate) async fn serve(
     State(services): State<Services>,

@@ -87,7 +87,6 @@ impl Answers {
             Outgoing::Canceled { id, revision, compacted } => pb::PbWatchResponse {
                 canceled: true,
                 compact_revision: compacted.map_or(0, |revision| revision.0),
-                cancel_reason: compacted.map_or_else(String::new, |_| mvcc::Error::Compacted.to_string()),
                 ..blank(id, revision)
             },
             Outgoing::Progress { id, revision } => blank(id, revision),

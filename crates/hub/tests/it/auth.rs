@@ -1,9 +1,10 @@
 //! Users, roles and permissions: the same random administration and access on the hub and on a real etcd, and what a
 //! random walk does not reach.
 
-use crate::Fixture;
-use crate::differential::{Dice, Etcd, same};
+use crate::dice::Dice;
+use crate::differential::{Etcd, same};
 use crate::raw::{call_as, channel, only_revision};
+use crate::{Fixture, effort};
 use bytes::Bytes;
 use etcd_client::proto as pb;
 use std::collections::HashMap;
@@ -305,7 +306,7 @@ fn txn(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_users_may_do_the_same() {
-    for seed in 1..=6 {
+    for seed in 1..=6 * effort() as u64 {
         println!("seed {seed}");
         let dir = tempfile::tempdir().unwrap();
         let etcd = Etcd::start_with(dir.path(), &["--bcrypt-cost", "4"]).await;
@@ -318,7 +319,7 @@ async fn random_users_may_do_the_same() {
             denied: 0,
         };
         both.start().await;
-        let mut dice = Dice(seed);
+        let mut dice = Dice::seeded(seed);
         for _ in 0..600 {
             if dice.one_in(6) {
                 both.login(dice.pick(&["ann", "bob"]), dice.pick(&PASSWORDS)).await;

@@ -25,7 +25,20 @@ pub(crate) struct ChildHub {
 
 impl ChildHub {
     pub(crate) fn start(directory: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::run(Command::new(std::env::current_exe().unwrap()), directory)
+    }
+
+    /// One that may have so many files open.
+    pub(crate) fn start_with_files(files: u32, directory: &Path) -> Self {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")])
+            .arg(std::env::current_exe().unwrap());
+        Self::run(shell, directory)
+    }
+
+    fn run(mut command: Command, directory: &Path) -> Self {
+        let mut child = command
             .args(["--exact", "child::serve", "--ignored", "--nocapture"])
             .env(DIRECTORY, directory)
             .stdout(Stdio::piped())
@@ -37,6 +50,13 @@ impl ChildHub {
             .find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
             .expect("the child tells its address");
         Self { child, address }
+    }
+
+    /// What it occupies, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
     /// SIGKILL.

@@ -182,3 +182,37 @@ async fn a_mirror_moves_the_data_to_another_hub() {
     crate::eventually("the next one too", async || run(&to, &["get", "b"]).await == "b\n2\n").await;
     mirror.kill().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_change_the_cluster_are_answered() {
+    let fixture = Fixture::start().await;
+    let address = fixture.hub.address().to_string();
+    let run = async |arguments: &[&str]| {
+        let output = output(start(command_at(&address, arguments))).await;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+    let (done, text, _) = run(&["alarm", "disarm"]).await;
+    assert!(done && text.is_empty(), "{text}");
+    let (_, _, text) = run(&["endpoint", "health", "--cluster"]).await;
+    assert!(text.contains("is healthy"), "{text}");
+    let (done, text, _) = run(&["endpoint", "status", "-w", "json"]).await;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(done && status[0]["Status"]["leader"] == status[0]["Status"]["header"]["member_id"], "{text}");
+    let leader = format!("{:x}", status[0]["Status"]["leader"].as_u64().unwrap());
+    // There is nobody to lead instead.
+    let (done, _, text) = run(&["move-leader", "1"]).await;
+    assert!(!done && text.contains("bad leader transferee"), "{text}");
+    for arguments in [
+        &["member", "add", "m2", "--peer-urls=http://127.0.0.1:1"][..],
+        &["member", "remove", &leader],
+        &["member", "update", &leader, "--peer-urls=http://127.0.0.1:1"],
+    ] {
+        let (done, _, text) = run(arguments).await;
+        assert!(!done && text.contains("Error"), "{arguments:?}: {text}");
+    }
+    let (done, text, _) = run(&["version"]).await;
+    assert!(done && text.contains("API version: 3"), "{text}");
+    // It is as it was.
+    assert!(run(&["put", "a", "1"]).await.0);
+}

@@ -1,15 +1,21 @@
 //! The hub as its clients see it: through etcd-client, through etcdctl, beside a real etcd, and through crashes.
+//!
+//! Random tests are as long as a working day allows. `HUB_PROOF=20 cargo test -p hub --test it` makes them twenty times
+//! as long.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod abuse;
 mod auth;
 mod auth_client;
 mod child;
 mod client;
+mod dice;
 mod differential;
 mod durability;
 mod etcd;
 mod etcdctl;
 mod http;
+mod linear;
 mod locks;
 mod migrate;
 mod raw;
@@ -77,6 +83,14 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, etcd_client::Error>) -> (tonic:
     match result {
         Err(etcd_client::Error::GRpcStatus(status)) => (status.code(), status.message().to_owned()),
         other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// How many times the usual length random tests have.
+fn effort() -> u32 {
+    match std::env::var("HUB_PROOF") {
+        Ok(times) => times.parse().expect("HUB_PROOF is a number"),
+        Err(_) => 1,
     }
 }
 

@@ -3,9 +3,11 @@
 use etcd_client::proto::PbResponseHeader;
 use prost::Message;
 use std::marker::PhantomData;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 struct Prost<T, U>(PhantomData<fn() -> (T, U)>);
 
@@ -76,6 +78,22 @@ where
         request.metadata_mut().insert("token", token.parse().unwrap());
     }
     grpc.unary(request, path, codec).await.map(tonic::Response::into_inner)
+}
+
+/// Opens a stream each way.
+pub(crate) async fn open<T, U>(
+    channel: &Channel,
+    path: &'static str,
+    requests: mpsc::Receiver<T>,
+) -> Result<Streaming<U>, Status>
+where
+    T: Message + 'static,
+    U: Message + Default + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let requests = Request::new(ReceiverStream::new(requests));
+    grpc.streaming(requests, path.parse().unwrap(), Prost(PhantomData)).await.map(tonic::Response::into_inner)
 }
 
 /// Of a header only the revision can be compared between two servers.
