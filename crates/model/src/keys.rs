@@ -12,6 +12,8 @@ pub const MACHINES: &str = "/muster/v1/machines/";
 pub const UNITS: &str = "/muster/v1/units/";
 /// What machines must run: `<machine>/<unit>` → [`crate::ScheduleRecord`].
 pub const SCHEDULE: &str = "/muster/v1/schedule/";
+/// Orders to move units: `<unit>` → [`crate::MoveRecord`]. The leader deletes each when it has decided.
+pub const MOVES: &str = "/muster/v1/moves/";
 /// What machines do run: `<machine>/<unit>` → [`crate::UnitState`], under the machine's lease.
 pub const STATES: &str = "/muster/v1/states/";
 /// What administrators want of machines: `<machine>` → [`crate::MaintenanceRecord`]. No key: nothing special.
@@ -47,6 +49,11 @@ pub fn schedule_of(machine: &MachineId) -> String {
 /// What `machine` must do with `unit`.
 pub fn schedule(machine: &MachineId, unit: &UnitName) -> String {
     format!("{SCHEDULE}{machine}/{unit}")
+}
+
+/// An order to move `unit`.
+pub fn move_order(unit: &UnitName) -> String {
+    format!("{MOVES}{unit}")
 }
 
 /// The state of `unit` on `machine`.

@@ -26,7 +26,7 @@ pub use machine::{
 pub use network::{NetworkConfig, Subnet, SubnetLease};
 pub use revision::{LeaseId, Revision};
 pub use service::{Endpoint, Instance, ServiceName};
-pub use unit::{DesiredState, ScheduleRecord, UnitName, UnitNameError, UnitRecord, UnitState};
+pub use unit::{DesiredState, MoveRecord, ScheduleRecord, UnitName, UnitNameError, UnitRecord, UnitState};
 
 /// The version that our own JSON records carry in `"v"`.
 pub const RECORD_VERSION: u32 = 1;

@@ -2,7 +2,7 @@
 
 use crate::{RECORD_VERSION, Subnet, Timestamp, Unknown};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr, str::FromStr};
+use std::{borrow::Borrow, collections::BTreeMap, fmt, net::Ipv4Addr, str::FromStr};
 
 /// A machine's identity: machine-id(5), 32 lower-case hexadecimal digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,6 +48,13 @@ impl TryFrom<String> for MachineId {
     type Error = MachineIdError;
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
+    }
+}
+
+/// Ids sort and compare as their texts do.
+impl Borrow<str> for MachineId {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
