@@ -366,6 +366,7 @@ impl Engine {
         let (unit, machine) = (self.state[u].name.clone(), self.state[m].id.clone());
         self.out.push(Effect::Unschedule { unit, machine, why });
         self.touch_followers(u);
+        self.touch_peers(u);
         self.freed(u, m);
     }
 
@@ -373,6 +374,12 @@ impl Engine {
         if let Some(followers) = self.state.followers.get(&u) {
             self.dirty.extend(followers);
         }
+    }
+
+    /// A unit no longer goes where these go: what could not leave with it may leave without.
+    pub(super) fn touch_peers(&mut self, u: U) {
+        let peers = self.state[u].rules().peers.iter().filter(|peer| self.waiting.contains(peer));
+        self.dirty.extend(peers);
     }
 
     /// A unit has left a machine, or asks for less there: who waits because of it may come.

@@ -47,6 +47,7 @@ impl Engine {
                             (entry.order, entry.revision) = (Some(order), unit.revision);
                             if let Some(requirements) = &unit.requirements {
                                 self.release(u);
+                                self.touch_peers(u);
                                 self.state.set_requirements(u, requirements);
                                 for m in self.places(u) {
                                     let victims = self.victims(u, m);
