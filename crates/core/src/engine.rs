@@ -39,6 +39,9 @@ use std::{
 pub const FENCE: Duration = Duration::from_secs(10);
 /// For how long machines that went with most others are waited for once most are back.
 pub const HOLD: Duration = Duration::from_secs(60);
+/// How long metadata and maintenance of a machine that is gone are kept. Longer than a repair takes, shorter than a
+/// name that comes up again by chance.
+pub const FORGET: Duration = Duration::from_secs(7 * 24 * 3600);
 /// While holding, how often it is looked whether that is still right.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -70,6 +73,8 @@ pub enum Effect {
     },
     /// Delete the order to move this unit: it was carried out or refused.
     Forget(UnitName),
+    /// Delete what is kept about this machine: it has been gone for [`FORGET`].
+    ForgetMachine(MachineId),
     /// Look which machines are late with their leases, and answer with [`Event::Overdue`].
     Probe,
     /// Send [`Event::Tick`] then. It replaces the timer before.
@@ -150,6 +155,8 @@ pub struct Engine {
     seen_lost: BTreeSet<M>,
     /// Machines whose units are decided as if it were gone.
     given_up: BTreeSet<M>,
+    /// Machines that are gone and of which metadata or maintenance is kept, and since when.
+    absent: BTreeMap<M, Timestamp>,
     holding: Option<Timestamp>,
     told_held: BTreeSet<MachineId>,
     asked: bool,
@@ -176,6 +183,7 @@ impl Engine {
             probed: BTreeSet::new(),
             seen_lost: BTreeSet::new(),
             given_up: BTreeSet::new(),
+            absent: BTreeMap::new(),
             holding: None,
             told_held: BTreeSet::new(),
             asked: false,

@@ -4,7 +4,7 @@
 //! at in the same step.
 
 use super::{
-    Effect, Engine, FENCE, HOLD, LOOK_AGAIN, Notice,
+    Effect, Engine, FENCE, FORGET, HOLD, LOOK_AGAIN, Notice,
     fit::Mode,
     place::Scope,
     reason::{Reason, Removal},
@@ -110,6 +110,11 @@ impl Engine {
         let before = self.state[m].facts();
         self.state.change(m, now, change);
         let host = &self.state[m];
+        if host.present || (host.maintenance.is_none() && host.outside.is_empty()) {
+            self.absent.remove(&m);
+        } else {
+            self.absent.entry(m).or_insert(now);
+        }
         if before == host.facts() {
             return self.forget_host(m);
         }
@@ -273,12 +278,21 @@ impl Engine {
 
     fn set_timer(&mut self, now: Timestamp, mass: bool) {
         let mut at = self.fence_ends();
+        let over: Vec<M> =
+            self.absent.iter().filter(|(_, since)| since.after(FORGET) <= now).map(|(m, _)| *m).collect();
+        for m in over {
+            self.absent.remove(&m);
+            self.out.push(Effect::ForgetMachine(self.state[m].id.clone()));
+        }
         let mut sooner = |when: Timestamp| at = Some(at.map_or(when, |at| at.min(when)));
         if mass {
             sooner(now.after(LOOK_AGAIN));
         }
         if !self.state.lost.is_empty() && now < self.believe {
             sooner(self.believe);
+        }
+        if let Some(since) = self.absent.values().min() {
+            sooner(since.after(FORGET));
         }
         self.out.extend(at.map(Effect::SetTimer));
     }

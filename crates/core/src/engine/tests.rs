@@ -192,6 +192,12 @@ impl World {
                         done.unscheduled.push((unit, machine, why));
                     }
                     Effect::Forget(_) => {}
+                    Effect::ForgetMachine(machine) => {
+                        self.cluster.maintenance.remove(&machine);
+                        self.cluster.metadata.remove(&machine);
+                        echo.push(Delta::Maintenance(machine.clone(), None));
+                        echo.push(Delta::Metadata(machine, None));
+                    }
                     Effect::Probe => events.push(Event::Overdue(self.overdue.clone())),
                     Effect::SetTimer(at) => self.timer = Some(at),
                     Effect::Tell(notice) => self.notices.push(notice),

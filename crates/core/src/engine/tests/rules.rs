@@ -329,6 +329,21 @@ fn what_somebody_wrote_into_the_schedule_is_put_right() {
 }
 
 #[test]
+fn what_is_kept_about_machines_that_never_come_back_goes() {
+    let mut world = World::with_machines(2);
+    world.maintain(2, Some(Maintenance::Cordoned));
+    world.set_metadata(3, &[("zone", Some("a"))]);
+    world.advance(FORGET);
+    assert!(world.cluster.metadata.is_empty(), "set for a machine that never came");
+    assert_eq!(world.cluster.maintenance.len(), 1, "this one is there");
+    world.kill(2);
+    world.advance(FORGET - Duration::from_millis(1));
+    assert_eq!(world.cluster.maintenance.len(), 1);
+    world.advance(Duration::from_millis(1));
+    assert!(world.cluster.maintenance.is_empty());
+}
+
+#[test]
 fn rebalance_moves_as_little_as_it_takes() {
     let mut world = World::with_machines(1);
     for n in 1..=6 {
