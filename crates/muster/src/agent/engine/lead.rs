@@ -12,7 +12,10 @@ use muster_core::{
     engine::{Effect, Engine, Event, Notice},
 };
 use registry::{Change, Delta as News, Follow, Guard, KeyValue, Store, StoreError, Write};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -125,7 +128,8 @@ impl Lead<'_> {
             let mut effects = Vec::new();
             self.engine.step(now, event, &mut effects);
             if self.carry_out(effects).await? {
-                pending.push_back(Event::Overdue(self.overdue().await));
+                let late = overdue(self.store, self.present(), self.machine.config.agent.lease_ttl).await;
+                pending.push_back(Event::Overdue(late));
             }
         }
         Ok(())
@@ -235,7 +239,7 @@ impl Lead<'_> {
             told.push(effect);
         }
         for chunk in writes.chunks(CHUNK) {
-            match self.commit(chunk).await {
+            match commit(self.store, self.term, chunk).await {
                 Ok(Some(revision)) => self.written = revision,
                 Ok(None) => return Err(DEPOSED),
                 Err(error) => {
@@ -250,41 +254,10 @@ impl Lead<'_> {
         Ok(probe)
     }
 
-    async fn commit(&self, writes: &[(String, Option<Vec<u8>>)]) -> Result<Option<Revision>, StoreError> {
-        let writes: Vec<_> = writes
-            .iter()
-            .map(|(key, value)| match value {
-                Some(value) => Write::put(key.clone(), value.clone()),
-                None => Write::Delete(key.clone()),
-            })
-            .collect();
-        let guard = Guard::Unchanged(keys::LEADER.to_owned(), self.term);
-        let outcome = self.store.commit(&[guard], &writes).await?;
-        Ok(outcome.committed.then_some(outcome.revision))
-    }
-
-    /// Machines whose leases should have been renewed by now. A machine renews when a third of its time is over; one
-    /// that has less than half of it left has missed that.
-    async fn overdue(&self) -> BTreeSet<MachineId> {
-        let ttl = self.machine.config.agent.lease_ttl;
+    /// Machines that are present, with their leases.
+    fn present(&self) -> Vec<(MachineId, LeaseId)> {
         let present = self.leases.iter().filter(|(id, _)| self.seen.contains_key(&keys::machine(id)));
-        let present: Vec<_> = present.map(|(id, lease)| (id.clone(), *lease)).collect();
-        let late = |(id, lease): (MachineId, LeaseId)| async move {
-            match self.store.time_left(lease).await {
-                Ok(left) => (left < ttl / 2).then_some(id),
-                // A hub that cannot be asked will not take a schedule either.
-                Err(error) => {
-                    debug!(%error, "lease not looked at");
-                    None
-                }
-            }
-        };
-        stream::iter(present)
-            .map(late)
-            .buffer_unordered(PROBES)
-            .filter_map(std::future::ready)
-            .collect()
-            .await
+        present.map(|(id, lease)| (id.clone(), *lease)).collect()
     }
 
     fn name(&self, machine: &MachineId) -> String {
@@ -389,4 +362,38 @@ impl Lead<'_> {
             }
         }
     }
+}
+
+/// Writes if the term still lasts; gives the revision.
+async fn commit(
+    store: &Store,
+    term: Revision,
+    writes: &[(String, Option<Vec<u8>>)],
+) -> Result<Option<Revision>, StoreError> {
+    let writes: Vec<_> = writes
+        .iter()
+        .map(|(key, value)| match value {
+            Some(value) => Write::put(key.clone(), value.clone()),
+            None => Write::Delete(key.clone()),
+        })
+        .collect();
+    let guard = Guard::Unchanged(keys::LEADER.to_owned(), term);
+    let outcome = store.commit(&[guard], &writes).await?;
+    Ok(outcome.committed.then_some(outcome.revision))
+}
+
+/// Machines whose leases should have been renewed by now. A machine renews when a third of its time is over; one that
+/// has less than half of it left has missed that.
+async fn overdue(store: &Store, present: Vec<(MachineId, LeaseId)>, ttl: Duration) -> BTreeSet<MachineId> {
+    let late = |(id, lease): (MachineId, LeaseId)| async move {
+        match store.time_left(lease).await {
+            Ok(left) => (left < ttl / 2).then_some(id),
+            // A hub that cannot be asked will not take a schedule either.
+            Err(error) => {
+                debug!(%error, "lease not looked at");
+                None
+            }
+        }
+    };
+    stream::iter(present).map(late).buffer_unordered(PROBES).filter_map(std::future::ready).collect().await
 }
