@@ -9,6 +9,8 @@ mod bad_input;
 mod faults;
 /// The same on a real etcd.
 mod on_etcd;
+/// Draining, rebalancing, explaining.
+mod maintenance;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
 /// The story, step by step.

@@ -1,0 +1,58 @@
+//! Operators' verbs on real machines: why, cordon, drain, rebalance, events; and a leader that dies.
+
+use crate::{Lab, alone};
+use story::eventually;
+
+#[test]
+fn machines_are_drained_and_filled_again() {
+    let _alone = alone();
+    let cluster = Lab::up(3);
+    let submit = |name: &str, fleet: &str| {
+        let text = format!("[Service]\nExecStart=/bin/sleep infinity\n[X-Fleet]\n{fleet}\n");
+        cluster.m1().write_file(format!("/root/{name}"), text, 0o644).expect("written");
+        cluster.sh(&format!("muster submit {name}")).expect("submitted");
+    };
+    let at = |unit: &str| {
+        let running = cluster.units().expect("listed").into_iter();
+        let mut on = running.filter(|row| row.unit == unit && row.active == "active").map(|row| row.machine);
+        (on.next(), on.next())
+    };
+    submit("app@.service", "");
+    submit("side@.service", "MachineOf=app@%i.service");
+    submit("pinned.service", "MachineMetadata=number=2");
+    submit("everywhere.service", "Global=true");
+    cluster.muster(&["start", "app@{1..6}"]).expect("active");
+    cluster.muster(&["start", "side@{1..6}", "pinned", "everywhere"]).expect("active");
+
+    let drained = cluster.m1().exec(&["muster", "drain", "m2", "--reason", "new disk"]).expect("runs");
+    assert_eq!(drained.code, Some(3), "the pinned unit stays: {drained:?}");
+    assert!(drained.stderr.contains("pinned.service stays on m2"), "{}", drained.stderr);
+    assert!(drained.stderr.contains("everywhere.service is global and stays"), "{}", drained.stderr);
+    for n in 1..=6 {
+        let (app, second) = at(&format!("app@{n}.service"));
+        assert!(app.is_some() && app.as_deref() != Some("m2") && second.is_none(), "app@{n}: {app:?} {second:?}");
+        assert_eq!(app, at(&format!("side@{n}.service")).0, "its sidekick went along");
+    }
+    let list = cluster.muster(&["list-machines"]).expect("listed");
+    assert!(list.contains("draining (new disk)"), "{list}");
+    let why = cluster.muster(&["why", "pinned"]).expect("explained");
+    assert!(why.contains("MachineMetadata number=2 is asked for, it has number=1"), "{why}");
+
+    cluster.muster(&["undrain", "m2"]).expect("open");
+    assert_ne!(at("app@1.service").0.as_deref(), Some("m2"), "nothing comes back by itself");
+    let plan = cluster.muster(&["rebalance", "--plan"]).expect("planned");
+    assert!(plan.contains("m2 ("), "{plan}");
+    cluster.muster(&["rebalance", "--yes"]).expect("moved");
+    let counts = || -> Vec<usize> {
+        let rows = cluster.units().expect("listed");
+        let on = |machine: &str| rows.iter().filter(|row| row.machine == machine).count();
+        ["m1", "m2", "m3"].map(on).into()
+    };
+    eventually("the load is even", || {
+        let counts = counts();
+        Ok(counts.iter().max().zip(counts.iter().min()).is_some_and(|(most, least)| most - least <= 2))
+    })
+    .expect("it is");
+    let events = cluster.muster(&["events", "--unit", "app@1"]).expect("listed");
+    assert!(events.contains("scheduled"), "{events}");
+}
