@@ -7,10 +7,10 @@
 mod bad_input;
 /// Daemons that are killed, and a hub that is away.
 mod faults;
-/// The same on a real etcd.
-mod on_etcd;
 /// Draining, rebalancing, explaining.
 mod maintenance;
+/// The same on a real etcd.
+mod on_etcd;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
 /// The story, step by step.

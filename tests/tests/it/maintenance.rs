@@ -25,12 +25,15 @@ fn machines_are_drained_and_filled_again() {
     cluster.muster(&["start", "side@{1..6}", "pinned", "everywhere"]).expect("active");
 
     let drained = cluster.m1().exec(&["muster", "drain", "m2", "--reason", "new disk"]).expect("runs");
-    assert_eq!(drained.code, Some(3), "the pinned unit stays: {drained:?}");
+    assert_eq!(drained.code(), 3, "the pinned unit stays: {drained:?}");
     assert!(drained.stderr.contains("pinned.service stays on m2"), "{}", drained.stderr);
     assert!(drained.stderr.contains("everywhere.service is global and stays"), "{}", drained.stderr);
     for n in 1..=6 {
         let (app, second) = at(&format!("app@{n}.service"));
-        assert!(app.is_some() && app.as_deref() != Some("m2") && second.is_none(), "app@{n}: {app:?} {second:?}");
+        assert!(
+            app.is_some() && app.as_deref() != Some("m2") && second.is_none(),
+            "app@{n}: {app:?} {second:?}"
+        );
         assert_eq!(app, at(&format!("side@{n}.service")).0, "its sidekick went along");
     }
     let list = cluster.muster(&["list-machines"]).expect("listed");
@@ -55,4 +58,42 @@ fn machines_are_drained_and_filled_again() {
     .expect("it is");
     let events = cluster.muster(&["events", "--unit", "app@1"]).expect("listed");
     assert!(events.contains("scheduled"), "{events}");
+}
+
+#[test]
+fn another_engine_leads_when_the_leader_dies() {
+    let _alone = alone();
+    let cluster = Lab::up_with(3, story::cluster::Hub::Etcd);
+    let text = "[Service]\nExecStart=/bin/sleep infinity\n";
+    cluster.m1().write_file("/root/app@.service".to_owned(), text, 0o644).expect("written");
+    cluster.sh("muster submit app@.service").expect("submitted");
+    cluster.muster(&["start", "app@{1..6}"]).expect("active");
+    let leader = || -> Option<String> {
+        let record = cluster.muster(&["kv", "get", "/muster/v1/engine/leader"]).ok()?;
+        let machines = cluster.lab.machines();
+        let is_leader = |id: &str| record.contains(id.trim());
+        let mut leaders = machines
+            .iter()
+            .filter(|machine| machine.exec_ok(&["cat", "/etc/machine-id"]).is_ok_and(|id| is_leader(&id)));
+        leaders.next().map(|machine| machine.name().to_owned())
+    };
+    let first = leader().expect("somebody leads");
+    // From a machine that lives on; the hub is etcd on m1, and stays.
+    let victim = cluster.lab.machine(&first).expect("known");
+    let since = std::time::Instant::now();
+    victim
+        .exec_ok(&["sh", "-c", "systemctl mask --runtime muster; systemctl kill --signal=KILL muster"])
+        .expect("killed");
+    let asks = cluster.lab.machines().into_iter().find(|machine| machine.name() != first).expect("three");
+    eventually("another one leads", || {
+        let record = asks.exec(&["muster", "kv", "get", "/muster/v1/engine/leader"])?;
+        let id = victim.exec_ok(&["cat", "/etc/machine-id"])?;
+        Ok(record.success() && !record.stdout.contains(id.trim()))
+    })
+    .expect("it does");
+    eprintln!("another engine led {:?} after the first was killed", since.elapsed());
+    // The daemon is dead and its machine's lease ends later: only then do units move.
+    asks.exec_ok(&["muster", "start", "app@7"]).expect("decided by the new leader");
+    let events = asks.exec_ok(&["muster", "events"]).expect("listed");
+    assert!(events.contains("leads"), "{events}");
 }

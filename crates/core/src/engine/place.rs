@@ -95,7 +95,7 @@ impl Engine {
     /// The best machine for all of `group`, but for `not`.
     pub(super) fn find(&self, group: &[U], scope: &Scope, not: Option<M>, displace: bool) -> Option<Found> {
         let leads = |u: &&U| !self.state[**u].rules().peers.iter().any(|peer| group.contains(peer));
-        let leader = *group.iter().find(leads).or(group.first())?;
+        let leader = *group.iter().find(leads).or_else(|| group.first())?;
         if self.quarrels(group) {
             return None;
         }

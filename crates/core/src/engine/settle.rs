@@ -364,7 +364,7 @@ impl Engine {
                 .filter(there)
                 .find(stays)
                 .or_else(|| several.iter().find(there))
-                .or(several.first())
+                .or_else(|| several.first())
                 .copied(),
         }
     }

@@ -381,7 +381,7 @@ impl State {
     pub(super) fn rank(&self, m: M) -> Rank {
         let host = &self[m];
         let units = u32::try_from(host.units.len()).unwrap_or(u32::MAX);
-        host.rank.unwrap_or((units, host.share(), host.order, m))
+        host.rank.unwrap_or_else(|| (units, host.share(), host.order, m))
     }
 
     /// Forgets a machine of which nothing is known any longer; true if it did.
