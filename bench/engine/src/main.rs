@@ -38,11 +38,11 @@ struct Round {
 }
 
 fn main() -> Result<()> {
-    let mut text = format!(
+    let mut text = String::from(
         "# The engine alone\n\nWritten by `make bench-engine` (see `bench/engine/src/main.rs`): medians of three rounds with 30,000 \
          units, one round with a million, on one core, without hub and network.\n\n\
          | machines | units | kinds | placements/s, all at once | one start | machines asked a unit | a machine dies: \
-         decided in | units moved | memory |\n|---|---|---|---|---|---|---|---|---|\n"
+         decided in | units moved | memory |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     for (machines, units, number) in SIZES {
         for (kinds, mix) in [("plain", Mix::Plain), ("mixed", Mix::Mixed)] {
