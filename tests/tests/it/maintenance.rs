@@ -58,6 +58,11 @@ fn machines_are_drained_and_filled_again() {
     .expect("it is");
     let events = cluster.muster(&["events", "--unit", "app@1"]).expect("listed");
     assert!(events.contains("scheduled"), "{events}");
+    let watched =
+        cluster.m1().exec(&["timeout", "2", "muster", "events", "--watch", "--unit", "app@1"]).expect("runs");
+    assert!(watched.stdout.contains("app@1.service"), "{watched:?}");
+    let why = cluster.muster(&["why", "app@1", "-o", "json"]).expect("explained");
+    assert!(why.contains("\"verdicts\""), "{why}");
 }
 
 #[test]

@@ -43,6 +43,8 @@ struct Lead<'a> {
     written: Revision,
     /// What is to be told to the engine with the next event.
     news: Vec<Delta>,
+    /// Units among it: what the engine knows of their files is not the newest.
+    changed: BTreeSet<UnitName>,
     timer: Option<Timestamp>,
     /// The engine's clock begins with the term, and nobody sets it.
     began: Instant,
@@ -68,6 +70,7 @@ pub(super) async fn lead(
         view: Revision(0),
         written: Revision(0),
         news: Vec::new(),
+        changed: BTreeSet::new(),
         timer: None,
         began: Instant::now(),
     };
@@ -117,6 +120,7 @@ impl Lead<'_> {
             self.events.tell(event);
         }
         let mut pending = VecDeque::new();
+        self.changed.clear();
         if !self.news.is_empty() {
             pending.push_back(Event::Hub(std::mem::take(&mut self.news)));
         }
@@ -177,13 +181,16 @@ impl Lead<'_> {
             return Ok(());
         }
         self.seen.insert(kv.key.clone(), kv.mod_revision);
-        let engine = &self.engine;
-        let same = |unit: &UnitName, hash: &str| engine.has_file(unit, hash);
+        let (engine, changed) = (&self.engine, &self.changed);
+        let same = |unit: &UnitName, hash: &str| !changed.contains(unit) && engine.has_file(unit, hash);
         match Delta::read(&kv.key, Some(&kv.value), kv.mod_revision, same) {
             Ok(Some(delta)) => {
                 if let Delta::Machine(id, Some(record)) = &delta {
                     self.names.insert(id.clone(), record.name.clone());
                     self.leases.extend(kv.lease.map(|lease| (id.clone(), lease)));
+                }
+                if let Delta::Unit(name, _) = &delta {
+                    self.changed.insert(name.clone());
                 }
                 self.tell_maintenance(&delta);
                 self.news.push(delta);
