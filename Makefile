@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster-target
 STATIC := -- -C target-feature=+crt-static
 
-.PHONY: demo demo-down test lint bench bench-hub setup
+.PHONY: demo demo-down test lint bench bench-engine bench-hub setup
 
 # The story on four real machines; leaves the cluster running.
 demo: setup
@@ -35,6 +35,11 @@ bench: setup
 	cargo build --release --package muster --package story
 	cargo rustc --release --package someapp $(STATIC)
 	$(CARGO_TARGET_DIR)/release/bench
+
+# The engine alone, without a hub; rewrites bench/engine.md.
+bench-engine: setup
+	cargo build --release --package engine-bench
+	$(CARGO_TARGET_DIR)/release/engine-bench
 
 # The embedded hub beside Debian's etcd; rewrites bench/hub.md. Takes some five minutes, and a quiet machine.
 bench-hub: setup

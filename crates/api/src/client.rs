@@ -198,7 +198,7 @@ impl Client {
         Ok(self.chunks(response))
     }
 
-    async fn ask<T: DeserializeOwned>(
+    pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -209,7 +209,7 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(|error| self.broken(&error))
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -276,7 +276,7 @@ impl Client {
         sender.send_request(request).await.map_err(|error| self.broken(&error))
     }
 
-    fn chunks(
+    pub(crate) fn chunks(
         &self,
         response: Response<Incoming>,
     ) -> impl Stream<Item = Result<Bytes, ClientError>> + Send + use<> {
@@ -292,13 +292,13 @@ impl Client {
         })
     }
 
-    fn broken(&self, reason: &dyn fmt::Display) -> ClientError {
+    pub(crate) fn broken(&self, reason: &dyn fmt::Display) -> ClientError {
         ClientError::Broken { endpoint: self.endpoint.clone(), reason: reason.to_string() }
     }
 }
 
 /// Unit names consist of characters that a path may hold, but for `\`.
-fn path_segment(name: &UnitName) -> String {
+pub(crate) fn path_segment(name: &UnitName) -> String {
     name.as_str().replace('\\', "%5C").replace('@', "%40")
 }
 

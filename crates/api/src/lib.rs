@@ -8,11 +8,14 @@
 pub mod client;
 /// Output of a program, sent while it runs.
 pub mod frames;
+/// What operators ask and order.
+pub mod operations;
 /// Answering.
 pub mod server;
 /// What is said.
 pub mod types;
 
 pub use client::{Client, ClientError, Endpoint};
+pub use operations::Operations;
 pub use server::{Place, Service, serve};
 pub use types::ApiError;

@@ -6,6 +6,7 @@
 use crate::{
     client::{Client, ClientError, Endpoint},
     frames::Frame,
+    operations::{self, Operations},
     types::{ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched},
 };
 use axum::{
@@ -67,14 +68,14 @@ pub trait Service: Clone + Send + Sync + 'static {
 /// Serves the API on `listener` until `stop`.
 pub async fn serve<S, L>(service: S, listener: L, stop: CancellationToken) -> std::io::Result<()>
 where
-    S: Service,
+    S: Service + Operations,
     L: axum::serve::Listener,
     L::Addr: std::fmt::Debug,
 {
     axum::serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-fn router<S: Service>(service: S) -> Router {
+fn router<S: Service + Operations>(service: S) -> Router {
     Router::new()
         .route("/v1/machines", get(machines::<S>))
         .route("/v1/units", get(units::<S>).post(change::<S>))
@@ -82,6 +83,7 @@ fn router<S: Service>(service: S) -> Router {
         .route("/v1/units/watch", post(watch::<S>))
         .route("/v1/units/{name}", get(unit::<S>))
         .route("/v1/units/{name}/run", post(run::<S>))
+        .merge(operations::routes::<S>())
         .fallback(|| async { ApiError::not_found("there is nothing under this path") })
         .method_not_allowed_fallback(|| async {
             ApiError { code: 405, message: "this path does not know that method".to_owned() }
@@ -98,7 +100,7 @@ impl IntoResponse for ApiError {
 }
 
 /// A JSON body whose errors are ours.
-struct Said<T>(T);
+pub(crate) struct Said<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Said<T> {
     type Rejection = ApiError;
@@ -181,7 +183,7 @@ async fn run<S: Service>(
     Ok(stream("application/octet-stream", ReceiverStream::new(frames).map(|frame| frame.encode())))
 }
 
-fn parse(name: &str) -> Result<UnitName, ApiError> {
+pub(crate) fn parse(name: &str) -> Result<UnitName, ApiError> {
     name.parse().map_err(|error: UnitNameError| ApiError::bad_request(error))
 }
 
@@ -191,7 +193,10 @@ fn line(value: &impl Serialize) -> Bytes {
     line.into()
 }
 
-fn stream(kind: &'static str, chunks: impl futures_util::Stream<Item = Bytes> + Send + 'static) -> Response {
+pub(crate) fn stream(
+    kind: &'static str,
+    chunks: impl futures_util::Stream<Item = Bytes> + Send + 'static,
+) -> Response {
     let body = Body::from_stream(chunks.map(Ok::<_, Infallible>));
     ([(header::CONTENT_TYPE, kind)], body).into_response()
 }

@@ -1,6 +1,6 @@
 //! Requests and answers. Every list says at which revision of the hub it holds.
 
-use model::{DesiredState, MachineId, Metadata, Revision, Subnet, UnitName};
+use model::{DesiredState, MachineId, Maintenance, Metadata, Revision, Subnet, Timestamp, UnitName};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
@@ -19,6 +19,22 @@ pub struct Machine {
     pub metadata: Metadata,
     /// The version of Muster that runs there.
     pub version: String,
+    /// What an administrator wants of it; absent when nothing special.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MachineMaintenance>,
+}
+
+/// A machine that takes no units, or is left by them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineMaintenance {
+    /// What is wanted.
+    pub state: Maintenance,
+    /// Since when.
+    pub since: Timestamp,
+    /// Who wanted it.
+    pub by: String,
+    /// What for.
+    pub reason: String,
 }
 
 /// `GET /v1/machines`.

@@ -4,10 +4,16 @@
 //! views are equal, whether they came from a listing or from a watch. A record that cannot be read is kept
 //! apart in [`Cluster::unreadable`] and never stops the rest.
 
-use model::{MachineId, MachineRecord, Revision, ScheduleRecord, UnitName, UnitRecord, UnitState, keys};
+use model::{
+    MachineId, MachineRecord, MaintenanceRecord, MetadataRecord, Revision, ScheduleRecord, UnitName,
+    UnitRecord, UnitState, keys,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use unit::Requirements;
+
+mod delta;
+pub use delta::{Delta, UnitDelta};
 
 /// Who leads the cluster: the value of [`keys::LEADER`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +47,10 @@ impl Unit {
 pub struct Cluster {
     /// Machines that are present.
     pub machines: BTreeMap<MachineId, MachineRecord>,
+    /// What administrators want of machines.
+    pub maintenance: BTreeMap<MachineId, MaintenanceRecord>,
+    /// Metadata set on machines from outside.
+    pub metadata: BTreeMap<MachineId, MetadataRecord>,
     /// Units that are known.
     pub units: BTreeMap<UnitName, Unit>,
     /// What is to run where.
@@ -56,7 +66,7 @@ pub struct Cluster {
 /// What a change concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Touched {
-    /// A machine's presence.
+    /// A machine's presence, metadata or maintenance.
     Machine(MachineId),
     /// A unit's record.
     Unit(UnitName),
@@ -90,6 +100,18 @@ impl Cluster {
                 }
                 Touched::Machine(id)
             }
+            Place::Maintenance(id) => {
+                if let Some(record) = self.read(key, value) {
+                    self.maintenance.insert(id.clone(), record);
+                }
+                Touched::Machine(id)
+            }
+            Place::Metadata(id) => {
+                if let Some(record) = self.read(key, value) {
+                    self.metadata.insert(id.clone(), record);
+                }
+                Touched::Machine(id)
+            }
             Place::Unit(name) => {
                 if let Some(record) = self.read::<UnitRecord>(key, value) {
                     let requirements = match self.units.get(&name) {
@@ -119,7 +141,7 @@ impl Cluster {
                 self.leader = self.read(key, value).map(|record| (record, revision));
                 Touched::Leader
             }
-            Place::Other => Touched::Other,
+            Place::Move(_) | Place::Other => Touched::Other,
         }
     }
 
@@ -129,6 +151,14 @@ impl Cluster {
         match Place::of(key) {
             Place::Machine(id) => {
                 self.machines.remove(&id);
+                Touched::Machine(id)
+            }
+            Place::Maintenance(id) => {
+                self.maintenance.remove(&id);
+                Touched::Machine(id)
+            }
+            Place::Metadata(id) => {
+                self.metadata.remove(&id);
                 Touched::Machine(id)
             }
             Place::Unit(name) => {
@@ -147,8 +177,41 @@ impl Cluster {
                 self.leader = None;
                 Touched::Leader
             }
-            Place::Other => Touched::Other,
+            Place::Move(_) | Place::Other => Touched::Other,
         }
+    }
+
+    /// A machine's metadata with what was set from outside; empty when the machine is not there.
+    pub fn metadata_of(&self, machine: &MachineId) -> model::Metadata {
+        let own = self.machines.get(machine).map(|record| record.metadata.clone()).unwrap_or_default();
+        self.metadata.get(machine).map_or_else(|| own.clone(), |outside| outside.over(&own))
+    }
+
+    /// Everything there is, as changes.
+    pub fn deltas(&self) -> Vec<Delta> {
+        let mut deltas = Vec::new();
+        deltas.extend(self.machines.iter().map(|(id, r)| Delta::Machine(id.clone(), Some(r.clone()))));
+        deltas.extend(self.metadata.iter().map(|(id, r)| Delta::Metadata(id.clone(), Some(r.clone()))));
+        deltas.extend(self.maintenance.iter().map(|(id, r)| Delta::Maintenance(id.clone(), Some(r.clone()))));
+        deltas.extend(self.units.iter().map(|(name, unit)| {
+            let delta = UnitDelta {
+                hash: unit.record.hash.clone(),
+                desired: unit.record.desired,
+                launch: unit.record.launch,
+                revision: unit.revision,
+                requirements: Some(unit.requirements.clone()),
+            };
+            Delta::Unit(name.clone(), Some(delta))
+        }));
+        for (name, machines) in &self.schedule {
+            let on = machines.iter();
+            deltas.extend(on.map(|(id, r)| Delta::Schedule(id.clone(), name.clone(), Some(r.clone()))));
+        }
+        for (name, machines) in &self.states {
+            let on = machines.iter();
+            deltas.extend(on.map(|(id, s)| Delta::State(id.clone(), name.clone(), s.is_running())));
+        }
+        deltas
     }
 
     /// The machine that a unit which is not global is scheduled to.
@@ -179,6 +242,9 @@ fn remove_nested<V>(
 /// Where a key belongs.
 enum Place {
     Machine(MachineId),
+    Maintenance(MachineId),
+    Metadata(MachineId),
+    Move(UnitName),
     Unit(UnitName),
     Schedule(MachineId, UnitName),
     State(MachineId, UnitName),
@@ -193,6 +259,12 @@ impl Place {
         }
         let place = if let Some(id) = key.strip_prefix(keys::MACHINES) {
             id.parse().ok().map(Self::Machine)
+        } else if let Some(id) = key.strip_prefix(keys::MAINTENANCE) {
+            id.parse().ok().map(Self::Maintenance)
+        } else if let Some(id) = key.strip_prefix(keys::METADATA) {
+            id.parse().ok().map(Self::Metadata)
+        } else if let Some(name) = key.strip_prefix(keys::MOVES) {
+            name.parse().ok().map(Self::Move)
         } else if let Some(name) = key.strip_prefix(keys::UNITS) {
             name.parse().ok().map(Self::Unit)
         } else if key.starts_with(keys::SCHEDULE) {

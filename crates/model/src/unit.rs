@@ -1,8 +1,8 @@
 //! Unit names (systemd.unit(5), with fleet's limits) and the hub's records about units.
 
-use crate::{RECORD_VERSION, Revision, Unknown};
+use crate::{MachineId, RECORD_VERSION, Revision, Unknown};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{borrow::Borrow, fmt, str::FromStr};
 
 /// Unit types that systemd knows.
 const TYPES: [&str; 12] = [
@@ -148,6 +148,13 @@ impl TryFrom<String> for UnitName {
     }
 }
 
+/// Names sort and compare as their texts do.
+impl Borrow<str> for UnitName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl From<UnitName> for String {
     fn from(name: UnitName) -> Self {
         name.0
@@ -250,6 +257,26 @@ pub struct ScheduleRecord {
     pub unknown: Unknown,
 }
 
+/// An order to move a unit to another machine: the value of [`crate::keys::move_order`]. The leader carries it out or
+/// refuses it, and deletes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// Record version.
+    pub v: u32,
+    /// Where it shall run.
+    pub to: MachineId,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl MoveRecord {
+    /// An order to move a unit to `to`.
+    pub fn new(to: MachineId) -> Self {
+        Self { v: RECORD_VERSION, to, unknown: Unknown::new() }
+    }
+}
+
 /// A unit's state on one machine, as systemd reports it: the value of [`crate::keys::state`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitState {
@@ -269,6 +296,13 @@ pub struct UnitState {
     /// What went wrong when the agent tried to load or start it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl UnitState {
+    /// True while something of the unit runs, or is about to.
+    pub fn is_running(&self) -> bool {
+        !matches!(self.active.as_str(), "inactive" | "failed" | "")
+    }
 }
 
 #[cfg(test)]

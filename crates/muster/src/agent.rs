@@ -6,6 +6,8 @@
 
 /// The engine's election and its decisions' way to the hub.
 mod engine;
+/// What the engine tells of what it did.
+mod events;
 /// Which cluster the hub is of.
 mod identity;
 /// The cluster network of this machine.
@@ -26,7 +28,7 @@ mod units;
 use crate::config::{self, Config, RUN_DIR, SOCKET, STATE_DIR};
 use access::Access;
 use anyhow::{Context, Result, anyhow};
-use model::{MachineId, MachineRecord, Subnet};
+use model::{Capacity, MachineId, MachineRecord, Subnet};
 use registry::{Session, Store, StoreError};
 use std::{
     fs::Permissions,
@@ -46,6 +48,8 @@ use tracing::{error, info, warn};
 
 /// Tasks get this long to end; systemd would kill the daemon later anyway.
 const SHUTDOWN: Duration = Duration::from_secs(3);
+/// What giving up the lead may take: one call to the hub.
+const STEP_DOWN: Duration = Duration::from_millis(500);
 /// Between attempts to reach a hub that has never answered.
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 
@@ -86,6 +90,7 @@ pub async fn run(config: Config) -> Result<()> {
 
     let mut record = MachineRecord::new(machine.name.clone(), address, env!("CARGO_PKG_VERSION").to_owned());
     record.metadata = machine.config.machine.metadata.clone();
+    record.capacity = capacity();
     record.api_port = machine.config.api.listen.map(|listen| listen.port());
     let (subnet, subnets) = watch::channel(None::<Subnet>);
 
@@ -103,9 +108,11 @@ pub async fn run(config: Config) -> Result<()> {
     } else {
         None
     };
-    if machine.config.engine.enabled {
-        roles.spawn(engine::run(machine.clone(), store.clone(), session.lease()));
-    }
+    let engine = machine
+        .config
+        .engine
+        .enabled
+        .then(|| roles.spawn(engine::run(machine.clone(), store.clone(), stop.clone())));
     if machine.config.router.nginx.enabled {
         let nginx = nginx::Nginx::new(machine.config.router.nginx.clone())?;
         roles.spawn(router::run(store.clone(), nginx));
@@ -137,6 +144,13 @@ pub async fn run(config: Config) -> Result<()> {
         error!(error = format!("{error:#}"), "muster ends because a part of it failed");
     }
     stop.cancel();
+    // Another engine takes the lead now, and not when the lease has ended; it is to see this machine leave.
+    let deadline = tokio::time::Instant::now() + STEP_DOWN;
+    while engine.as_ref().is_some_and(|engine| !engine.is_finished())
+        && tokio::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     // An orderly shutdown of the machine: its units shall run elsewhere now, not when the lease has ended.
     let leaving = match &systemd {
         Some(systemd) => systemd.is_stopping().await,
@@ -168,6 +182,15 @@ impl Machine {
         let name = config.machine.name.clone().unwrap_or(host);
         Ok(Self { id, name, config: Arc::new(config) })
     }
+}
+
+/// What this machine has to give, if the kernel says.
+fn capacity() -> Option<Capacity> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = total.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    let cpus = std::thread::available_parallelism().ok()?;
+    Some(Capacity { memory: kib * 1024, cpus: u32::try_from(cpus.get()).ok()? })
 }
 
 async fn start_hub(machine: &Machine) -> Result<hub::Hub> {

@@ -15,12 +15,16 @@ mod kv;
 mod lab;
 /// Lists of machines and units.
 mod list;
+/// Machines under maintenance, and evening out the load.
+mod maintenance;
 /// Tables and streams on stdout.
 mod output;
 /// `status`, `journal`, `exec`.
 mod run;
 /// Verbs that change units.
 mod units;
+/// Verbs that explain.
+mod why;
 
 use crate::{agent, config};
 use anyhow::{Context, Result};
@@ -83,6 +87,37 @@ enum Command {
     ///
     /// Example: muster cat someapp@1
     Cat(units::Cat),
+    /// Show why a unit is where it is, or why no machine can run it.
+    ///
+    /// Example: muster why someapp@1
+    Why(why::Why),
+    /// Show what happened in the cluster in the last day, and why.
+    ///
+    /// Example: muster events --watch --unit someapp@1
+    Events(why::Events),
+    /// Keep new units off a machine; what runs there stays.
+    ///
+    /// Example: muster cordon m2 --reason 'new disk'
+    Cordon(maintenance::Cordon),
+    /// Let a machine take units again.
+    ///
+    /// Example: muster uncordon m2
+    Uncordon(maintenance::Open),
+    /// Move units off a machine and keep new ones off it, and wait until it is empty.
+    ///
+    /// Units that follow each other move together. Global units stay. What no other machine can run stays, and is
+    /// explained; the exit code is 3 then. The machine stays drained until `muster undrain`.
+    ///
+    /// Example: muster drain m2 --reason 'kernel update'
+    Drain(maintenance::Drain),
+    /// Let a machine that was drained take units again. Nothing moves back by itself.
+    ///
+    /// Example: muster undrain m2
+    Undrain(maintenance::Open),
+    /// Even out how many units machines have: prints a plan of moves, asks, and makes them.
+    ///
+    /// Example: muster rebalance --plan
+    Rebalance(maintenance::Rebalance),
     /// Show what systemd says about units, wherever they run.
     ///
     /// Example: muster status someapp@1
@@ -180,6 +215,12 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Unload(verb) => verb.run(client, units::Verb::Unload).await,
         Command::Destroy(verb) => verb.run(client, units::Verb::Destroy).await,
         Command::Cat(verb) => verb.run(client).await,
+        Command::Why(verb) => verb.run(client).await,
+        Command::Events(verb) => verb.run(client).await,
+        Command::Cordon(verb) => verb.run(client).await,
+        Command::Uncordon(verb) | Command::Undrain(verb) => verb.run(client).await,
+        Command::Drain(verb) => verb.run(client).await,
+        Command::Rebalance(verb) => verb.run(client).await,
         Command::Status(verb) => verb.run(client).await,
         Command::Journal(verb) => verb.run(client).await,
         Command::Exec(verb) => verb.run(client).await,

@@ -19,5 +19,6 @@ mod memory;
 pub use follow::{Delta, Follow};
 pub use session::Session;
 pub use store::{
-    Change, Changes, Guard, KeyValue, LeaseKeeper, Listing, Outcome, Store, StoreError, Watch, Write,
+    CALL_TIMEOUT, Change, Changes, Guard, KeyValue, LeaseKeeper, Listing, Outcome, Store, StoreError, Watch,
+    Write,
 };

@@ -1,5 +1,5 @@
 //! A machine's session with the hub: one lease, renewed as long as the daemon lives, under which the machine's
-//! presence, states and leadership stand.
+//! presence and states stand.
 //!
 //! The lease's id is kept in a file, so that a daemon that was killed and started again goes on with the same
 //! lease: nobody sees the machine leave. Invariant: the lease in [`Session::lease`] was alive at its last

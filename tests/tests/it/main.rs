@@ -7,6 +7,8 @@
 mod bad_input;
 /// Daemons that are killed, and a hub that is away.
 mod faults;
+/// Draining, rebalancing, explaining.
+mod maintenance;
 /// The same on a real etcd.
 mod on_etcd;
 /// Where units go: every rule of `[X-Fleet]`.

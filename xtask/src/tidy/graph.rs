@@ -14,7 +14,8 @@ pub(crate) const PURE: [&str; 4] = ["model", "unit", "muster-core", "mvcc"];
 const ADAPTERS: [&str; 6] = ["hub", "registry", "systemd", "net", "nginx", "api"];
 
 /// Who may depend on the crates that are for development.
-const DEVELOPMENT: [(&str, &[&str]); 3] = [("lab", &["muster", "story"]), ("story", &[]), ("hub-bench", &[])];
+const DEVELOPMENT: [(&str, &[&str]); 4] =
+    [("lab", &["muster", "story"]), ("story", &[]), ("hub-bench", &[]), ("engine-bench", &[])];
 
 /// What a pure crate must not have, however indirectly: runtimes, sockets, files, buses, databases, randomness.
 const IMPURE: [&str; 22] = [

@@ -1,252 +1,134 @@
 //! The engine's driver: stands for election, and while it leads, turns what the hub says into events for
-//! `core::engine` and writes its plans back.
+//! `core::engine` and carries out its effects (in `lead`).
 //!
 //! Invariant: every write is guarded by the leader's key at the revision of the election, so that whoever was
-//! deposed writes nothing.
+//! deposed writes nothing. The leadership has a lease of its own, shorter than a machine's: a leader that dies is
+//! followed by another within about two seconds, and no machine is thought dead any sooner for it.
+
+mod lead;
 
 use super::Machine;
-use model::{LeaseId, MachineId, RECORD_VERSION, Revision, keys};
-use muster_core::{
-    cluster::{Cluster, LeaderRecord, Touched},
-    engine::{self, Action, Doubts, Plan},
-};
-use registry::{Change, Changes, Delta, Guard, KeyValue, Store, StoreError, Write};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
-use tokio::{sync::watch, time::Instant};
+use model::{LeaseId, RECORD_VERSION, Revision, keys};
+use muster_core::cluster::LeaderRecord;
+use registry::{Change, Delta, Guard, LeaseKeeper, Store, StoreError, Write};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// Actions written in one transaction: etcd takes 128 operations.
-const CHUNK: usize = 100;
-/// For how long machines that went with most others are waited for once most are back.
-const HOLD: Duration = Duration::from_secs(60);
-/// While holding, how often it is looked whether that is still right.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a leadership outlives its last renewal. etcd grants nothing below two seconds.
+const LEADERSHIP: Duration = Duration::from_secs(2);
+/// How often it is renewed: three renewals may be lost.
+const RENEWAL: Duration = Duration::from_millis(500);
 /// Between attempts after an error of the hub.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Stands for election for ever.
-pub(super) async fn run(
-    machine: Machine,
-    store: Store,
-    mut lease: watch::Receiver<Option<LeaseId>>,
-) -> anyhow::Result<()> {
+/// Stands for election until `stop`, then gives up the lead so that another engine need not wait for it.
+pub(super) async fn run(machine: Machine, store: Store, stop: CancellationToken) -> anyhow::Result<()> {
     let mut leader = store.follow(keys::LEADER);
-    let mut current: Option<(LeaderRecord, Revision, Option<LeaseId>)> = None;
-    let mut known = false;
+    // Whether nobody leads, as far as is known.
+    let mut vacant = false;
+    // Since when the hub has answered without a gap: leases have had that long to be renewed.
+    let mut reachable: Option<Instant> = None;
     loop {
-        let own_lease = *lease.borrow_and_update();
-        if let Some(own_lease) = own_lease.filter(|_| known) {
-            // A leader's key under our own lease is ours, also when an earlier run of this daemon wrote it.
-            let guard = match &current {
-                None => Some(Guard::Absent(keys::LEADER.to_owned())),
-                Some((record, revision, under))
-                    if record.machine == machine.id && *under == Some(own_lease) =>
-                {
-                    Some(Guard::Unchanged(keys::LEADER.to_owned(), *revision))
-                }
-                Some(_) => None,
-            };
-            if let Some(guard) = guard {
-                match campaign(&machine, &store, own_lease, guard).await {
-                    Ok(Some(term)) => {
-                        info!(%term, "leading");
-                        let reason = lead(&machine, &store, term).await;
-                        info!(%term, reason, "no longer leading");
+        if vacant {
+            match campaign(&machine, &store).await {
+                Ok(Some((term, lease))) => {
+                    info!(%term, "leading");
+                    let since = *reachable.get_or_insert_with(Instant::now);
+                    let reason = reign(&machine, &store, term, lease, since, &stop).await;
+                    info!(%term, reason, "no longer leading");
+                    if reason == lead::AWAY {
+                        reachable = None;
                     }
-                    Ok(None) => debug!("another machine was faster"),
-                    Err(error) => warn!(%error, "election failed, trying again"),
+                    if stop.is_cancelled() {
+                        return Ok(());
+                    }
                 }
-                tokio::time::sleep(PAUSE).await;
-                // What happened meanwhile is not known: begin with a fresh list.
-                (leader, current, known) = (store.follow(keys::LEADER), None, false);
-                continue;
+                Ok(None) => debug!("another machine was faster"),
+                Err(error) => warn!(%error, "election failed, trying again"),
             }
+            tokio::time::sleep(PAUSE).await;
+            // What happened meanwhile is not known: begin with a fresh list.
+            (leader, vacant) = (store.follow(keys::LEADER), false);
+            continue;
         }
         tokio::select! {
             delta = leader.next() => match delta {
                 Some(Delta::Reset(listing)) => {
-                    known = true;
-                    current = listing.items.iter().find(|kv| kv.key == keys::LEADER).and_then(read);
+                    reachable.get_or_insert_with(Instant::now);
+                    vacant = !listing.items.iter().any(|kv| kv.key == keys::LEADER);
                 }
                 Some(Delta::Changes(changes)) => for change in &changes.changes {
-                    match change {
-                        Change::Put(kv) if kv.key == keys::LEADER => current = read(kv),
-                        Change::Delete { key } if key == keys::LEADER => current = None,
-                        _ => {}
+                    if change.key() == keys::LEADER {
+                        vacant = matches!(change, Change::Delete { .. });
                     }
                 },
-                Some(Delta::Lost) => known = false,
+                Some(Delta::Lost) => (vacant, reachable) = (false, None),
                 None => return Ok(()),
             },
-            changed = lease.changed() => if changed.is_err() { return Ok(()) },
+            () = stop.cancelled() => return Ok(()),
         }
     }
 }
 
-fn read(kv: &registry::KeyValue) -> Option<(LeaderRecord, Revision, Option<LeaseId>)> {
-    let record = serde_json::from_slice(&kv.value).ok()?;
-    Some((record, kv.mod_revision, kv.lease))
-}
-
-/// Becomes leader if `guard` still holds; gives the term.
-async fn campaign(
-    machine: &Machine,
-    store: &Store,
-    lease: LeaseId,
-    guard: Guard,
-) -> Result<Option<Revision>, StoreError> {
+/// Becomes leader if nobody is; gives the term, and the lease that the leadership stands under.
+async fn campaign(machine: &Machine, store: &Store) -> Result<Option<(Revision, LeaseId)>, StoreError> {
+    let lease = store.grant(LEADERSHIP).await?;
     let record = LeaderRecord { v: RECORD_VERSION, machine: machine.id.clone() };
     let value = serde_json::to_vec(&record).expect("records always render");
     let write = Write::Put { key: keys::LEADER.to_owned(), value: value.into(), lease: Some(lease) };
-    let outcome = store.commit(&[guard], &[write]).await?;
-    Ok(outcome.committed.then_some(outcome.revision))
-}
-
-/// Leads until another one does or the hub cannot be reached; says why it ended.
-async fn lead(machine: &Machine, store: &Store, term: Revision) -> &'static str {
-    let mut follow = store.follow(keys::MUSTER);
-    let mut cluster = Cluster::default();
-    let mut last = Plan::default();
-    // Under which leases machines are present.
-    let mut leases: BTreeMap<MachineId, LeaseId> = BTreeMap::new();
-    let mut holding: Option<Instant> = None;
-    loop {
-        let first = tokio::select! {
-            first = follow.next() => first,
-            () = tokio::time::sleep(LOOK_AGAIN), if !last.held.is_empty() => Some(Delta::Changes(Changes::default())),
-        };
-        let Some(first) = first else { return "shutting down" };
-        let mut decide = !last.held.is_empty();
-        let mut delta = Some(first);
-        // Everything that is there already is one decision.
-        while let Some(next) = delta {
-            match next {
-                Delta::Lost => return "the hub is away",
-                Delta::Reset(listing) => {
-                    let items = listing.items.iter().map(|kv| (kv.key.as_str(), &*kv.value, kv.mod_revision));
-                    cluster = Cluster::from_listing(items);
-                    leases = listing.items.iter().filter_map(presence).collect();
-                    decide = true;
-                }
-                Delta::Changes(changes) => {
-                    for change in &changes.changes {
-                        if let Change::Put(kv) = change {
-                            leases.extend(presence(kv));
-                        }
-                        let touched = match change {
-                            Change::Put(kv) => cluster.put(&kv.key, &kv.value, kv.mod_revision),
-                            Change::Delete { key } => cluster.delete(key),
-                        };
-                        decide |= !matches!(touched, Touched::State(_) | Touched::Other);
-                    }
-                }
-            }
-            delta = follow.try_next();
-        }
-        if cluster.leader.as_ref().is_none_or(|(_, revision)| *revision != term) {
-            return "another machine leads";
-        }
-        if !decide {
-            continue;
-        }
-        let mut doubts =
-            Doubts { holding: holding.is_some_and(|since| since.elapsed() < HOLD), ..Doubts::default() };
-        if !engine::lost(&cluster).is_empty() {
-            doubts.overdue = overdue(store, &cluster, &leases, machine.config.agent.lease_ttl).await;
-        }
-        let plan = engine::plan(&cluster, term, &doubts);
-        holding = if plan.held.is_empty() { None } else { holding.or_else(|| Some(Instant::now())) };
-        report(&plan, &last);
-        for chunk in plan.actions.chunks(CHUNK) {
-            match write(store, term, chunk).await {
-                Ok(Some(revision)) => take(&mut cluster, chunk, revision),
-                Ok(None) => return "another machine leads",
-                Err(error) => {
-                    warn!(%error, "schedule not written");
-                    return "the hub is away";
-                }
-            }
-        }
-        last = plan;
+    let outcome = store.commit(&[Guard::Absent(keys::LEADER.to_owned())], &[write]).await?;
+    if outcome.committed {
+        return Ok(Some((outcome.revision, lease)));
     }
+    store.revoke(lease).await?;
+    Ok(None)
 }
 
-fn presence(kv: &KeyValue) -> Option<(MachineId, LeaseId)> {
-    Some((kv.key.strip_prefix(keys::MACHINES)?.parse().ok()?, kv.lease?))
-}
-
-/// Machines whose leases should have been renewed by now. A machine renews when a third of its time is over; one
-/// that has less than half of it left has missed that.
-async fn overdue(
+/// Leads, and renews the leadership meanwhile; says why it ended.
+async fn reign(
+    machine: &Machine,
     store: &Store,
-    cluster: &Cluster,
-    leases: &BTreeMap<MachineId, LeaseId>,
-    ttl: Duration,
-) -> BTreeSet<MachineId> {
-    let mut overdue = BTreeSet::new();
-    for id in cluster.machines.keys() {
-        let Some(lease) = leases.get(id) else { continue };
-        match store.time_left(*lease).await {
-            Ok(left) if left < ttl / 2 => {
-                overdue.insert(id.clone());
-            }
-            Ok(_) => {}
-            // A hub that cannot be asked will not take a schedule either.
-            Err(error) => debug!(%error, "lease not looked at"),
-        }
+    term: Revision,
+    lease: LeaseId,
+    reachable: Instant,
+    stop: &CancellationToken,
+) -> &'static str {
+    let reason = tokio::select! {
+        reason = Box::pin(lead::lead(machine, store, term, reachable)) => reason,
+        reason = renew(store, lease) => reason,
+        () = stop.cancelled() => "shutting down",
+    };
+    // Nobody need wait for the lease to end by itself.
+    if let Err(error) = store.revoke(lease).await {
+        debug!(%error, "leadership not given up in order");
     }
-    overdue
+    reason
 }
 
-fn report(plan: &Plan, last: &Plan) {
-    if !plan.held.is_empty() && plan.held != last.held {
-        warn!(machines = ?plan.held, "most machines are gone at once: holding still until some are back");
-    }
-    for action in &plan.actions {
-        match action {
-            Action::Schedule { unit, machine, record } => {
-                info!(%unit, %machine, desired = %record.desired, why = record.why, "unit scheduled");
+/// Renews until that cannot work any longer.
+async fn renew(store: &Store, lease: LeaseId) -> &'static str {
+    let mut keeper: Option<LeaseKeeper> = None;
+    loop {
+        let renewed = async {
+            match &mut keeper {
+                Some(keeper) => keeper.renew().await,
+                None => {
+                    keeper = Some(store.keeper(lease).await?);
+                    Ok(())
+                }
             }
-            Action::Unschedule { unit, machine, why } => info!(%unit, %machine, %why, "unit unscheduled"),
+        };
+        match tokio::time::timeout(LEADERSHIP, renewed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(StoreError::LeaseEnded(_))) => return "the leadership was not renewed in time",
+            Ok(Err(error)) => {
+                debug!(%error, "leadership not renewed, trying again");
+                keeper = None;
+            }
+            Err(_) => keeper = None,
         }
-    }
-    for (unit, refused) in
-        plan.refused.iter().filter(|(unit, refused)| last.refused.get(*unit) != Some(refused))
-    {
-        warn!(%unit, machines = refused.len(), "no machine fits");
-    }
-}
-
-async fn write(store: &Store, term: Revision, actions: &[Action]) -> Result<Option<Revision>, StoreError> {
-    let writes: Vec<_> = actions
-        .iter()
-        .map(|action| match action {
-            Action::Schedule { unit, machine, record } => {
-                let value = serde_json::to_vec(record).expect("records always render");
-                Write::put(keys::schedule(machine, unit), value)
-            }
-            Action::Unschedule { unit, machine, .. } => Write::Delete(keys::schedule(machine, unit)),
-        })
-        .collect();
-    let guard = Guard::Unchanged(keys::LEADER.to_owned(), term);
-    let outcome = store.commit(&[guard], &writes).await?;
-    Ok(outcome.committed.then_some(outcome.revision))
-}
-
-/// What was written is known at once; the watch will say the same again.
-fn take(cluster: &mut Cluster, actions: &[Action], revision: Revision) {
-    for action in actions {
-        match action {
-            Action::Schedule { unit, machine, record } => {
-                let value = serde_json::to_vec(record).expect("records always render");
-                cluster.put(&keys::schedule(machine, unit), &value, revision);
-            }
-            Action::Unschedule { unit, machine, .. } => {
-                cluster.delete(&keys::schedule(machine, unit));
-            }
-        }
+        tokio::time::sleep(RENEWAL).await;
     }
 }

@@ -3,19 +3,22 @@
 //! Invariants: a list is read at one revision; an order is checked as a whole before anything is written. Up to
 //! [`CHUNK`] units change in one transaction, and only if nobody changed them meanwhile.
 
+mod operations;
+
 use super::{Machine, run};
 use api::{
     ApiError, Place, Service,
     frames::Frame,
     types::{
-        Machine as MachineView, MachineList, Run, State, Unit, UnitChange, UnitChanged, UnitList,
-        UnitOnMachine, UnitsChanged, Watched,
+        Machine as MachineView, MachineList, MachineMaintenance, Run, State, Unit, UnitChange, UnitChanged,
+        UnitList, UnitOnMachine, UnitsChanged, Watched,
     },
 };
-use model::{DesiredState, MachineRecord, Revision, UnitName, UnitRecord, keys};
-use muster_core::{cluster::Cluster, engine};
+use model::{DesiredState, MachineId, MachineRecord, Revision, UnitName, UnitRecord, keys};
+use muster_core::{cluster::Cluster, engine::Engine};
 use registry::{Change, Delta, Guard, Listing, Store, StoreError, Write};
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
 };
@@ -168,26 +171,28 @@ fn render(name: &UnitName, warnings: &[unit::Problem]) -> Vec<String> {
 
 impl Service for Hub {
     async fn machines(&self) -> Result<MachineList, ApiError> {
-        let listing = self.store.list(keys::MACHINES).await.map_err(unavailable)?;
-        let machine = |kv: &registry::KeyValue| {
-            let id = kv.key.strip_prefix(keys::MACHINES)?.parse().ok()?;
-            let record: MachineRecord = serde_json::from_slice(&kv.value).ok()?;
-            Some(MachineView {
-                id,
-                name: record.name,
-                address: record.address,
-                subnet: record.subnet,
-                metadata: record.metadata,
-                version: record.version,
-            })
+        let (cluster, revision) = self.cluster().await?;
+        let machine = |(id, record): (&MachineId, &MachineRecord)| MachineView {
+            id: id.clone(),
+            name: record.name.clone(),
+            address: record.address,
+            subnet: record.subnet,
+            metadata: cluster.metadata_of(id),
+            version: record.version.clone(),
+            maintenance: cluster.maintenance.get(id).map(|record| MachineMaintenance {
+                state: record.state,
+                since: record.since,
+                by: record.by.clone(),
+                reason: record.reason.clone(),
+            }),
         };
-        let machines = listing.items.iter().filter_map(machine).collect();
-        Ok(MachineList { revision: listing.revision, machines })
+        Ok(MachineList { revision, machines: cluster.machines.iter().map(machine).collect() })
     }
 
     async fn units(&self) -> Result<UnitList, ApiError> {
         let (cluster, revision) = self.cluster().await?;
-        let units = cluster.units.keys().filter_map(|name| view(&cluster, name)).collect();
+        let engine = OnceCell::new();
+        let units = cluster.units.keys().filter_map(|name| view(&cluster, name, &engine)).collect();
         Ok(UnitList { revision, units })
     }
 
@@ -282,12 +287,17 @@ async fn watch(store: Store, units: Vec<UnitName>, first: Cluster, sender: mpsc:
     let mut current = first;
     let mut follow = store.follow(keys::MUSTER);
     loop {
-        for name in &units {
-            let watched = Watched {
-                name: name.clone(),
-                unit: view(&current, name),
-                leftover: leftover(&current, name),
-            };
+        let watched = |name: &UnitName, engine: &OnceCell<Engine>| Watched {
+            name: name.clone(),
+            unit: view(&current, name, engine),
+            leftover: leftover(&current, name),
+        };
+        let seen: Vec<_> = {
+            let engine = OnceCell::new();
+            units.iter().map(|name| watched(name, &engine)).collect()
+        };
+        for watched in seen {
+            let name = &watched.name;
             if told.get(name) != Some(&watched) {
                 told.insert(name.clone(), watched.clone());
                 if sender.send(watched).await.is_err() {
@@ -319,7 +329,8 @@ fn cluster(listing: &Listing) -> Cluster {
     Cluster::from_listing(listing.items.iter().map(|kv| (kv.key.as_str(), &*kv.value, kv.mod_revision)))
 }
 
-fn view(cluster: &Cluster, name: &UnitName) -> Option<Unit> {
+/// `engine` is made when the first unit waits: only then somebody has to say why.
+fn view(cluster: &Cluster, name: &UnitName, engine: &OnceCell<Engine>) -> Option<Unit> {
     let unit = cluster.units.get(name)?;
     let (schedule, states) = (cluster.schedule.get(name), cluster.states.get(name));
     let on: BTreeSet<_> = schedule
@@ -353,7 +364,10 @@ fn view(cluster: &Cluster, name: &UnitName) -> Option<Unit> {
     // Where it is to run comes first; where it only still stops, behind.
     machines.sort_by_key(|on| !on.scheduled);
     let wanted = unit.record.desired != DesiredState::Inactive && schedule.is_none() && !unit.is_global();
-    let refused = if wanted { engine::refusals(cluster, name) } else { BTreeMap::new() };
+    let refused = match wanted {
+        true => engine.get_or_init(|| Engine::of(cluster)).refusals(name),
+        false => BTreeMap::new(),
+    };
     let refused = refused.into_iter().map(|(id, refusal)| {
         let name = cluster.machines.get(&id).map_or_else(|| id.to_string(), |machine| machine.name.clone());
         (name, refusal.to_string())

@@ -75,7 +75,7 @@ impl ListMachines {
             return Ok(ExitCode::SUCCESS);
         }
         list.machines.sort_by(|a, b| a.name.cmp(&b.name));
-        let columns: [Column<Machine>; 6] = [
+        let columns: [Column<Machine>; 7] = [
             ("machine", |machine, full| short(machine.id.as_str(), full)),
             ("name", |machine, _| machine.name.clone()),
             ("ip", |machine, _| machine.address.to_string()),
@@ -88,8 +88,21 @@ impl ListMachines {
                 if pairs.is_empty() { "-".to_owned() } else { pairs.join(",") }
             }),
             ("version", |machine, _| machine.version.clone()),
+            ("state", |machine, _| {
+                machine.maintenance.as_ref().map_or_else(
+                    || "-".to_owned(),
+                    |maintenance| match maintenance.reason.as_str() {
+                        "" => maintenance.state.to_string(),
+                        reason => format!("{} ({reason})", maintenance.state),
+                    },
+                )
+            }),
         ];
-        self.table.print(&list.machines, &columns, &["machine", "name", "ip", "subnet", "metadata"])?;
+        let mut shown = vec!["machine", "name", "ip", "subnet", "metadata"];
+        if list.machines.iter().any(|machine| machine.maintenance.is_some()) {
+            shown.push("state");
+        }
+        self.table.print(&list.machines, &columns, &shown)?;
         Ok(ExitCode::SUCCESS)
     }
 }
