@@ -55,7 +55,7 @@ impl Hub {
 
 fn read(found: &[registry::KeyValue], key: &str) -> Result<(MetadataRecord, Option<Revision>), ApiError> {
     let Some(kv) = found.iter().find(|kv| kv.key == key) else {
-        return Ok((MetadataRecord::default(), None));
+        return Ok((MetadataRecord::new(), None));
     };
     let record = serde_json::from_slice(&kv.value).map_err(|error| {
         ApiError::conflict(format!(
