@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{
     net::{TcpStream, UnixStream},
-    process::Command,
+    process::{Child, Command},
 };
 
 /// A machine on the same network accepts within milliseconds.
@@ -280,11 +280,11 @@ impl Client {
             let response = match &self.endpoint {
                 Endpoint::Unix(path) => {
                     let stream = self.connect(UnixStream::connect(path)).await?;
-                    self.exchange(stream, request).await?
+                    self.exchange(stream, request, None).await?
                 }
                 Endpoint::Tcp(address) => {
                     let stream = self.connect(TcpStream::connect(address)).await?;
-                    self.exchange(stream, request).await?
+                    self.exchange(stream, request, None).await?
                 }
                 Endpoint::Program(words) => {
                     let (program, arguments) = words.split_first().expect("it has a name");
@@ -292,13 +292,12 @@ impl Client {
                         .args(arguments)
                         .stdin(Stdio::piped())
                         .stdout(Stdio::piped())
+                        .kill_on_drop(true)
                         .spawn()
                         .map_err(|error| self.unreachable(&error))?;
                     let ends = (child.stdout.take(), child.stdin.take());
                     let (Some(output), Some(input)) = ends else { unreachable!("both are piped") };
-                    // It ends by itself when its input is closed; nobody else waits for it.
-                    tokio::spawn(async move { child.wait().await });
-                    self.exchange(tokio::io::join(output, input), request).await?
+                    self.exchange(tokio::io::join(output, input), request, Some(child)).await?
                 }
             };
             if response.status().is_success() {
@@ -331,6 +330,7 @@ impl Client {
         &self,
         stream: T,
         request: Request<RequestBody>,
+        behind: Option<Child>,
     ) -> Result<Response<Incoming>, ClientError>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
@@ -339,7 +339,11 @@ impl Client {
             .await
             .map_err(|error| self.broken(&error))?;
         // Ends by itself: when the body was read, or when it is dropped.
-        tokio::spawn(connection);
+        tokio::spawn(async move {
+            // What went wrong shows where the body is read.
+            let _ = connection.await;
+            drop(behind);
+        });
         sender.send_request(request).await.map_err(|error| self.broken(&error))
     }
 

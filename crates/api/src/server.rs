@@ -104,6 +104,7 @@ fn router<S: Service>(service: S) -> Router {
         .route("/v1/units/{name}/run", post(run::<S>))
         .route("/v1/machines/{machine}/units/{name}/run", post(run_there::<S>))
         .route("/v1/machines/{machine}/shell", post(shell::<S>))
+        .route("/v1/openapi.json", get(openapi))
         .with_state(service.clone())
         .merge(fleet::router(service))
         .fallback(|| async { ApiError::not_found("there is nothing under this path") })
@@ -133,6 +134,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Said<T> {
             .map(Said)
             .map_err(|error| ApiError::bad_request(format!("unable to decode body: {error}")))
     }
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }
 
 async fn machines<S: Service>(State(service): State<S>) -> Result<Json<MachineList>, ApiError> {

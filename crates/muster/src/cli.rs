@@ -17,6 +17,8 @@ mod kv;
 mod lab;
 /// Lists of machines and units.
 mod list;
+/// Manuals, and completion for shells.
+mod manual;
 /// Tables and streams on stdout.
 mod output;
 /// `status`, `journal`, `exec`.
@@ -163,6 +165,14 @@ enum Command {
     ///
     /// Example: MUSTER_HUB_LISTEN=0.0.0.0:2379 muster config
     Config(ConfigFile),
+    /// Print a script with which a shell completes the command line.
+    ///
+    /// Example: muster completion bash >/usr/share/bash-completion/completions/muster
+    Completion(manual::Completion),
+    /// Write the manual pages, one for each verb.
+    ///
+    /// Example: muster man /usr/local/share/man/man1
+    Man(manual::Man),
     /// Machines on this one box, to try things: real systemd, Docker and network.
     ///
     /// Example: muster lab up 4
@@ -211,6 +221,8 @@ pub fn run() -> Result<ExitCode> {
         Command::Lab(args) => lab::run(args),
         Command::FdForward(verb) => verb.run(),
         Command::Verify { .. } => Ok(verify()),
+        Command::Completion(verb) => verb.run(Cli::command()),
+        Command::Man(verb) => verb.run(Cli::command()),
         Command::Version => {
             output::line(concat!("muster ", env!("CARGO_PKG_VERSION")))?;
             Ok(ExitCode::SUCCESS)
@@ -253,9 +265,11 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Exec(verb) => verb.run(client).await,
         Command::Ssh(verb) => verb.run(client).await,
         Command::Kv(verb) => verb.run().await,
-        Command::FdForward(_) | Command::Verify { .. } | Command::Version => {
-            unreachable!("these ask nobody")
-        }
+        Command::FdForward(_)
+        | Command::Verify { .. }
+        | Command::Version
+        | Command::Completion(_)
+        | Command::Man(_) => unreachable!("these ask nobody"),
         Command::Agent(_) | Command::Hub(_) | Command::Config(_) | Command::Lab(_) => {
             unreachable!("these are no requests")
         }

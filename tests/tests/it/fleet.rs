@@ -124,11 +124,7 @@ fn a9_submit_load_and_start(cluster: &Lab) {
         let listed = rows(cluster, "list-units");
         assert!(listed.len() == 6 && listed.iter().all(|row| row.ends_with("inactive\tdead")), "{listed:?}");
         let unloaded = ok(cluster, "fleetctl unload 'hello@{1..6}'");
-        assert!(
-            unloaded.stderr.contains("Successfully unloaded units [hello@1.service "),
-            "{}",
-            unloaded.stderr
-        );
+        assert!(unloaded.stderr.contains("Successfully unloaded units [hello@1.service "), "{}", unloaded.stderr);
         assert_eq!(rows(cluster, "list-units").len(), 0);
         ok(cluster, "fleetctl destroy 'hello@{1..6}'");
 
@@ -138,11 +134,7 @@ fn a9_submit_load_and_start(cluster: &Lab) {
         let listed = rows(cluster, "list-units");
         assert!(listed.len() == 3 && listed.iter().all(|row| row.ends_with("active\trunning")), "{listed:?}");
         let stopped = ok(cluster, "fleetctl stop 'hello@{1..3}'");
-        assert!(
-            stopped.stderr.contains("Successfully stopped units [hello@1.service "),
-            "{}",
-            stopped.stderr
-        );
+        assert!(stopped.stderr.contains("Successfully stopped units [hello@1.service "), "{}", stopped.stderr);
         let listed = rows(cluster, "list-units --fields unit,load,active");
         assert!(
             listed.iter().all(|row| row.contains("loaded\t") && !row.ends_with("\tactive")),

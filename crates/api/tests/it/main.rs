@@ -6,6 +6,8 @@ mod golden;
 mod imitation;
 /// A cluster in memory.
 mod memory;
+/// The description of our own API.
+mod openapi;
 /// HTTP by hand.
 mod raw;
 /// A real fleetctl, where there is one.

@@ -6,10 +6,10 @@ use api::Endpoint;
 use clap::Args;
 use std::{
     io,
-    net::Shutdown,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::mpsc,
     thread,
 };
 
@@ -105,17 +105,17 @@ pub struct FdForward {
 }
 
 impl FdForward {
-    /// Passes standard input to the socket and what comes from it to standard output, until that ends.
+    /// Passes standard input to the socket and what comes from it to standard output, until either ends.
     pub fn run(self) -> Result<ExitCode> {
         let socket = UnixStream::connect(&self.socket)
             .with_context(|| format!("cannot connect to {}", self.socket.display()))?;
         let (mut to, mut from) = (socket.try_clone()?, socket);
-        thread::spawn(move || {
-            let copied = io::copy(&mut io::stdin().lock(), &mut to);
-            // The other side closes when it has answered.
-            let _ = to.shutdown(if copied.is_ok() { Shutdown::Write } else { Shutdown::Both });
-        });
-        io::copy(&mut from, &mut io::stdout().lock()).context("the connection broke")?;
+        let (ended, first) = mpsc::channel();
+        let other = ended.clone();
+        // The end that is still open is closed with the process. Whoever listens to neither needs no news of them.
+        thread::spawn(move || ended.send(io::copy(&mut io::stdin().lock(), &mut to)));
+        thread::spawn(move || other.send(io::copy(&mut from, &mut io::stdout().lock())));
+        first.recv().context("both ends are gone")?.context("the connection broke")?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -176,6 +176,8 @@ impl Wait<'_> {
             | Progress::Failed(seen)) = progress;
             fail(name, Why::Late(self.timeout.unwrap_or_default(), seen));
         }
+        // In the order in which they were named, whichever was first.
+        ended.done.sort_by_key(|done| names.iter().position(|name| name == done));
         Ok(ended)
     }
 }
