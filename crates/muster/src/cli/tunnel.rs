@@ -5,8 +5,9 @@ use anyhow::{Context, Result, bail};
 use api::Endpoint;
 use clap::Args;
 use std::{
-    io,
-    os::unix::net::UnixStream,
+    fs::File,
+    io::{self, Read, Write},
+    os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::mpsc,
@@ -110,13 +111,29 @@ impl FdForward {
         let socket = UnixStream::connect(&self.socket)
             .with_context(|| format!("cannot connect to {}", self.socket.display()))?;
         let (mut to, mut from) = (socket.try_clone()?, socket);
+        // Rust's own stdout would keep back whatever does not end a line.
+        let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         let (ended, first) = mpsc::channel();
         let other = ended.clone();
         // The end that is still open is closed with the process. Whoever listens to neither needs no news of them.
-        thread::spawn(move || ended.send(io::copy(&mut io::stdin().lock(), &mut to)));
-        thread::spawn(move || other.send(io::copy(&mut from, &mut io::stdout().lock())));
+        thread::spawn(move || ended.send(pass(&mut stdin, &mut to)));
+        thread::spawn(move || other.send(pass(&mut from, &mut stdout)));
         first.recv().context("both ends are gone")?.context("the connection broke")?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Not `io::copy`: that would use splice(2), which gathers what comes until a pipe is full.
+fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => to.write_all(&buffer[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
