@@ -465,3 +465,40 @@ async fn without_the_hub_every_answer_is_fleets_503() {
     server.memory.hub_is_away(false);
     assert_eq!(tcp(&server, "GET", "/fleet/v1/machines", "").await.status, 200);
 }
+
+/// Our own API, under `/v1`.
+#[tokio::test]
+async fn mistakes_in_our_own_api_name_the_field_too() {
+    let server = serve().await;
+    create(&server, "known.service", "loaded").await;
+    let before = server.memory.writes();
+    for (method, path, body, status, words) in [
+        ("POST", "/v1/units", "", 400, "unable to decode body"),
+        ("POST", "/v1/units", "{}", 400, "unable to decode body"),
+        ("POST", "/v1/units", r#"[{"text":"x"}]"#, 400, "missing field `name`"),
+        ("POST", "/v1/units", r#"[{"name":"new"}]"#, 400, "unit name must contain"),
+        ("POST", "/v1/units", r#"[{"name":"a.service","desired":"bogus"}]"#, 400, "unknown variant `bogus`"),
+        ("POST", "/v1/units", r#"[{"name":"a.service","replace":"yes"}]"#, 400, "expected a boolean"),
+        ("POST", "/v1/units/destroy", r#"{"units":"a.service"}"#, 400, "unable to decode body"),
+        (
+            "POST",
+            "/v1/units/destroy",
+            r#"{"units":["nosuch.service"]}"#,
+            404,
+            "nosuch.service does not exist",
+        ),
+        ("POST", "/v1/units/watch", "[]", 400, "missing field `units`"),
+        ("POST", "/v1/units/known.service/run", r#""reboot""#, 400, "unknown variant `reboot`"),
+        ("POST", "/v1/units/known.service/run", r#"{"journal":{"lines":-1}}"#, 400, "unable to decode body"),
+        ("GET", "/v1/units/x", "", 400, "unit name must contain"),
+        ("GET", "/v1/units/nosuch.service", "", 404, "nosuch.service does not exist"),
+        ("GET", "/v1/nosuch", "", 404, "nothing under this path"),
+        ("PUT", "/v1/units", "", 405, "does not know that method"),
+        ("POST", "/v1/machines/nobody/units/known.service/run", r#""status""#, 400, "is no machine-id"),
+    ] {
+        let answer = tcp(&server, method, path, body).await;
+        assert_eq!(answer.status, status, "{method} {path} {body}: {answer:?}");
+        assert!(answer.message().contains(words), "{method} {path} {body}: {answer:?}");
+    }
+    assert_eq!(server.memory.writes(), before);
+}
