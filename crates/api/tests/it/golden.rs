@@ -487,7 +487,7 @@ async fn mistakes_in_our_own_api_name_the_field_too() {
             404,
             "nosuch.service does not exist",
         ),
-        ("POST", "/v1/units/watch", "[]", 400, "missing field `units`"),
+        ("POST", "/v1/units/watch", "{}", 400, "missing field `units`"),
         ("POST", "/v1/units/known.service/run", r#""reboot""#, 400, "unknown variant `reboot`"),
         ("POST", "/v1/units/known.service/run", r#"{"journal":{"lines":-1}}"#, 400, "unable to decode body"),
         ("GET", "/v1/units/x", "", 400, "unit name must contain"),
