@@ -91,7 +91,7 @@ fn built() -> Result<PathBuf> {
     Ok(directory.to_owned())
 }
 
-/// The directory that machines see as /usr/local/bin: muster, and the name by which the sidekick calls it.
+/// The directory that machines see as /usr/local/bin: muster, and the older names by which it is called.
 pub fn programs() -> Result<PathBuf> {
     let built = built()?;
     let bin = built.join("lab-bin");
@@ -100,8 +100,10 @@ pub fn programs() -> Result<PathBuf> {
     let staged = bin.join(".muster.new");
     fs::copy(built.join("muster"), &staged)?;
     fs::rename(&staged, bin.join("muster"))?;
-    if fs::symlink_metadata(bin.join("etcdctl")).is_err() {
-        std::os::unix::fs::symlink("muster", bin.join("etcdctl"))?;
+    for name in ["etcdctl", "fleetctl"] {
+        if fs::symlink_metadata(bin.join(name)).is_err() {
+            std::os::unix::fs::symlink("muster", bin.join(name))?;
+        }
     }
     Ok(bin)
 }
@@ -142,6 +144,7 @@ impl Cluster {
                     ("curl".to_owned(), "curl".to_owned()),
                     ("iptables".to_owned(), "iptables".to_owned()),
                     ("etcdctl".to_owned(), "etcd-client".to_owned()),
+                    ("sshd".to_owned(), "openssh-server".to_owned()),
                 ],
                 needs,
             ]
@@ -300,7 +303,7 @@ fn files(machine: &MachineInfo, hub: Hub, secrets: &BTreeMap<String, Vec<u8>>) -
     let router = if machine.number == 1 { "\n[router.nginx]\nenabled = true\n" } else { "" };
     let (address, number) = (machine.address, machine.number);
     let text = format!(
-        "[machine]\naddress = \"{address}\"\nmetadata = {{ number = \"{number}\" }}\n\n[api]\nlisten = \"{address}:49153\"\n\n[hub]\n{section}{router}"
+        "[machine]\naddress = \"{address}\"\nmetadata = {{ number = \"{number}\" }}\n\n[api]\nlisten = \"{address}:49153\"\nfleet-socket = \"/run/fleet.sock\"\n\n[hub]\n{section}{router}"
     );
     files.push(DiskFile::new("/etc/muster/muster.toml", text));
     files

@@ -1,22 +1,27 @@
 //! The API's client: one connection a request, on a unix socket or TCP.
 
 use crate::{
-    frames::Frame,
+    frames::{self, Frame},
     types::{ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched},
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use http_body_util::{BodyExt, BodyStream, Full};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response,
-    body::Incoming,
+    body::{Frame as BodyFrame, Incoming},
     header::{self, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use model::UnitName;
+use model::{MachineId, UnitName};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
-use tokio::net::{TcpStream, UnixStream};
+use std::{
+    convert::Infallible, fmt, net::SocketAddr, path::PathBuf, process::Stdio, str::FromStr, time::Duration,
+};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    process::{Child, Command},
+};
 
 /// A machine on the same network accepts within milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,7 +35,13 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// On TCP: `http://10.0.0.1:49153`.
     Tcp(SocketAddr),
+    /// Behind a program, started for each request, that passes its standard input and output on:
+    /// `ssh m1 muster fd-forward /run/muster/muster.sock`.
+    Program(Vec<String>),
 }
+
+/// A request's body, whole or in pieces.
+type RequestBody = UnsyncBoxBody<Bytes, Infallible>;
 
 impl FromStr for Endpoint {
     type Err = String;
@@ -53,6 +64,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
             Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Program(words) => write!(f, "the far end of `{}`", words.join(" ")),
         }
     }
 }
@@ -139,7 +151,7 @@ impl Client {
         units: &[UnitName],
     ) -> Result<impl Stream<Item = Result<Watched, ClientError>> + Unpin, ClientError> {
         let response =
-            self.send(Method::POST, "/v1/units/watch", Some(&Names { units: units.to_vec() })).await?;
+            self.send(Method::POST, "/v1/units/watch", whole(Some(&Names { units: units.to_vec() }))).await?;
         let chunks = self.chunks(response);
         let state = (Box::pin(chunks), BytesMut::new(), self.endpoint.clone());
         Ok(Box::pin(futures_util::stream::unfold(state, |(mut chunks, mut buffer, endpoint)| async move {
@@ -166,36 +178,75 @@ impl Client {
         unit: &UnitName,
         run: &Run,
     ) -> Result<impl Stream<Item = Result<Frame, ClientError>> + Unpin, ClientError> {
-        let chunks = self.run_raw(unit, run).await?;
-        let state = (Box::pin(chunks), BytesMut::new(), self.endpoint.clone());
-        Ok(Box::pin(futures_util::stream::unfold(state, |(mut chunks, mut buffer, endpoint)| async move {
-            loop {
-                match Frame::decode(&mut buffer) {
-                    Ok(Some(frame)) => return Some((Ok(frame), (chunks, buffer, endpoint))),
-                    Ok(None) => {}
-                    Err(reason) => {
-                        let error =
-                            ClientError::Broken { endpoint: endpoint.clone(), reason: reason.to_owned() };
-                        return Some((Err(error), (chunks, BytesMut::new(), endpoint)));
-                    }
-                }
-                match chunks.next().await? {
-                    Ok(chunk) => buffer.extend_from_slice(&chunk),
-                    Err(error) => return Some((Err(error), (chunks, buffer, endpoint))),
-                }
-            }
-        })))
+        Ok(self.framed(self.run_raw(unit, run).await?))
     }
 
-    /// The same, undecoded.
+    /// The same on one of the machines of a unit that has several.
+    pub async fn run_there(
+        &self,
+        machine: &MachineId,
+        unit: &UnitName,
+        run: &Run,
+    ) -> Result<impl Stream<Item = Result<Frame, ClientError>> + Unpin, ClientError> {
+        Ok(self.framed(self.run_there_raw(machine, unit, run).await?))
+    }
+
+    /// Runs a program on a machine itself. The first frame of `input` says which; the program is killed when
+    /// `input` ends.
+    pub async fn shell(
+        &self,
+        machine: &MachineId,
+        input: impl Stream<Item = Frame> + Send + 'static,
+    ) -> Result<impl Stream<Item = Result<Frame, ClientError>> + Unpin, ClientError> {
+        Ok(self.framed(self.shell_raw(machine, input.map(|frame| frame.encode())).await?))
+    }
+
+    /// [`Self::run`], undecoded.
     pub(crate) async fn run_raw(
         &self,
         unit: &UnitName,
         run: &Run,
     ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
-        let response =
-            self.send(Method::POST, &format!("/v1/units/{}/run", path_segment(unit)), Some(run)).await?;
-        Ok(self.chunks(response))
+        let path = format!("/v1/units/{}/run", path_segment(unit));
+        Ok(self.chunks(self.send(Method::POST, &path, whole(Some(run))).await?))
+    }
+
+    /// [`Self::run_there`], undecoded.
+    pub(crate) async fn run_there_raw(
+        &self,
+        machine: &MachineId,
+        unit: &UnitName,
+        run: &Run,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
+        let path = format!("/v1/machines/{machine}/units/{}/run", path_segment(unit));
+        Ok(self.chunks(self.send(Method::POST, &path, whole(Some(run))).await?))
+    }
+
+    /// [`Self::shell`], neither encoded nor decoded.
+    pub(crate) async fn shell_raw<I>(
+        &self,
+        machine: &MachineId,
+        input: I,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<I>, ClientError>
+    where
+        I: Stream<Item = Bytes> + Send + 'static,
+    {
+        let body = StreamBody::new(input.map(|chunk| Ok(BodyFrame::data(chunk)))).boxed_unsync();
+        let path = format!("/v1/machines/{machine}/shell");
+        Ok(self.chunks(self.send(Method::POST, &path, body).await?))
+    }
+
+    fn framed(
+        &self,
+        chunks: impl Stream<Item = Result<Bytes, ClientError>> + Send + 'static,
+    ) -> impl Stream<Item = Result<Frame, ClientError>> + Unpin {
+        let endpoint = self.endpoint.clone();
+        frames::decoded(chunks.map(Result::ok)).map(move |frame| {
+            frame.map_err(|reason| ClientError::Broken {
+                endpoint: endpoint.clone(),
+                reason: reason.to_owned(),
+            })
+        })
     }
 
     pub(crate) async fn ask<T: DeserializeOwned>(
@@ -204,7 +255,7 @@ impl Client {
         path: &str,
         body: Option<&(impl Serialize + ?Sized)>,
     ) -> Result<T, ClientError> {
-        let response = self.send(method, path, body).await?;
+        let response = self.send(method, path, whole(body)).await?;
         let bytes = response.into_body().collect().await.map_err(|error| self.broken(&error))?.to_bytes();
         serde_json::from_slice(&bytes).map_err(|error| self.broken(&error))
     }
@@ -213,16 +264,14 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Option<&(impl Serialize + ?Sized)>,
+        body: RequestBody,
     ) -> Result<Response<Incoming>, ClientError> {
-        let body =
-            body.map(serde_json::to_vec).transpose().expect("API types always render").unwrap_or_default();
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "muster")
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
+            .body(body)
             .expect("paths are made of unit names, which are ASCII");
         if let Some((name, value)) = &self.header {
             request.headers_mut().insert(HeaderName::from_static(name), value.clone());
@@ -231,11 +280,24 @@ impl Client {
             let response = match &self.endpoint {
                 Endpoint::Unix(path) => {
                     let stream = self.connect(UnixStream::connect(path)).await?;
-                    self.exchange(stream, request).await?
+                    self.exchange(stream, request, None).await?
                 }
                 Endpoint::Tcp(address) => {
                     let stream = self.connect(TcpStream::connect(address)).await?;
-                    self.exchange(stream, request).await?
+                    self.exchange(stream, request, None).await?
+                }
+                Endpoint::Program(words) => {
+                    let (program, arguments) = words.split_first().expect("it has a name");
+                    let mut child = Command::new(program)
+                        .args(arguments)
+                        .stdin(Stdio::piped())
+                        .stdout(Stdio::piped())
+                        .kill_on_drop(true)
+                        .spawn()
+                        .map_err(|error| self.unreachable(&error))?;
+                    let ends = (child.stdout.take(), child.stdin.take());
+                    let (Some(output), Some(input)) = ends else { unreachable!("both are piped") };
+                    self.exchange(tokio::io::join(output, input), request, Some(child)).await?
                 }
             };
             if response.status().is_success() {
@@ -257,13 +319,18 @@ impl Client {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
         };
-        Err(ClientError::Unreachable { endpoint: self.endpoint.clone(), reason })
+        Err(self.unreachable(&reason))
+    }
+
+    fn unreachable(&self, reason: &dyn fmt::Display) -> ClientError {
+        ClientError::Unreachable { endpoint: self.endpoint.clone(), reason: reason.to_string() }
     }
 
     async fn exchange<T>(
         &self,
         stream: T,
-        request: Request<Full<Bytes>>,
+        request: Request<RequestBody>,
+        behind: Option<Child>,
     ) -> Result<Response<Incoming>, ClientError>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
@@ -272,7 +339,11 @@ impl Client {
             .await
             .map_err(|error| self.broken(&error))?;
         // Ends by itself: when the body was read, or when it is dropped.
-        tokio::spawn(connection);
+        tokio::spawn(async move {
+            // What went wrong shows where the body is read.
+            let _ = connection.await;
+            drop(behind);
+        });
         sender.send_request(request).await.map_err(|error| self.broken(&error))
     }
 
@@ -295,6 +366,12 @@ impl Client {
     pub(crate) fn broken(&self, reason: &dyn fmt::Display) -> ClientError {
         ClientError::Broken { endpoint: self.endpoint.clone(), reason: reason.to_string() }
     }
+}
+
+/// A body that is known as a whole: a value as JSON, or nothing.
+pub(crate) fn whole(value: Option<&(impl Serialize + ?Sized)>) -> RequestBody {
+    let body = value.map(serde_json::to_vec).transpose().expect("API types always render");
+    Full::new(Bytes::from(body.unwrap_or_default())).boxed_unsync()
 }
 
 /// Unit names consist of characters that a path may hold, but for `\`.

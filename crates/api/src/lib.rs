@@ -6,6 +6,8 @@
 
 /// Talking to an API.
 pub mod client;
+/// fleet's HTTP API v1.
+pub mod fleet;
 /// Output of a program, sent while it runs.
 pub mod frames;
 /// What operators ask and order.

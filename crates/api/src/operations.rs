@@ -4,7 +4,7 @@
 //! No decision is made here. Invariant: an order is one record in the hub; the engine that leads carries it out.
 
 use crate::{
-    client::{Client, ClientError},
+    client::{Client, ClientError, whole},
     server::{Said, parse, stream},
     types::ApiError,
 };
@@ -81,7 +81,7 @@ pub struct Refused {
     pub text: String,
 }
 
-/// The body of `PUT /v1/machines/{id}/maintenance`.
+/// The body of `PUT /v1/machines/{machine}/maintenance`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MaintenanceOrder {
     /// What is wanted.
@@ -181,7 +181,7 @@ pub trait Operations: Clone + Send + Sync + 'static {
 pub(crate) fn routes<S: Operations>() -> Router<S> {
     Router::new()
         .route("/v1/units/{name}/why", get(why::<S>))
-        .route("/v1/machines/{id}/maintenance", put(maintain::<S>).delete(open::<S>))
+        .route("/v1/machines/{machine}/maintenance", put(maintain::<S>).delete(open::<S>))
         .route("/v1/rebalance", get(rebalance::<S>))
         .route("/v1/moves", post(relocate::<S>))
         .route("/v1/events", get(events::<S>))
@@ -283,7 +283,7 @@ impl Client {
         query: &EventQuery,
     ) -> Result<impl Stream<Item = Result<Event, ClientError>> + Unpin, ClientError> {
         let query = EventQuery { watch: true, ..query.clone() };
-        let response = self.send(Method::GET, &events_path(&query), None::<&()>).await?;
+        let response = self.send(Method::GET, &events_path(&query), whole(None::<&()>)).await?;
         let state = (Box::pin(self.chunks(response)), BytesMut::new(), self.clone());
         Ok(Box::pin(futures_util::stream::unfold(state, |(mut chunks, mut buffer, client)| async move {
             loop {

@@ -5,9 +5,10 @@
 
 use crate::{
     client::{Client, ClientError, Endpoint},
-    frames::Frame,
+    fleet::{self, MetadataChange},
+    frames::{self, Frame},
     operations::{self, Operations},
-    types::{ApiError, MachineList, Names, Run, Unit, UnitChange, UnitList, UnitsChanged, Watched},
+    types::{ApiError, MachineList, Names, Run, Shell, Unit, UnitChange, UnitList, UnitsChanged, Watched},
 };
 use axum::{
     Json, Router,
@@ -18,9 +19,9 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::StreamExt;
-use model::{UnitName, UnitNameError};
+use model::{MachineId, UnitName};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{convert::Infallible, future::Future, net::SocketAddr};
+use std::{convert::Infallible, fmt, future::Future, net::SocketAddr, str::FromStr, time::Duration};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,10 @@ use tokio_util::sync::CancellationToken;
 const MAX_BODY: usize = 8 * 1024 * 1024;
 /// Set on a request that was passed on, which is never passed on again.
 const PASSED_ON: &str = "muster-passed-on";
+/// Pieces of a client's input on their way to a program that reads slowly.
+const INPUT_BUFFER: usize = 8;
+/// A client that opens a shell says at once what it wants.
+const FIRST_FRAME: Duration = Duration::from_secs(5);
 
 /// Where a unit runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +50,13 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn machines(&self) -> impl Future<Output = Result<MachineList, ApiError>> + Send;
     /// All units.
     fn units(&self) -> impl Future<Output = Result<UnitList, ApiError>> + Send;
+    /// One unit, without what machines have against it; `None` when it is not known. Cheaper than [`Self::units`].
+    fn unit(&self, unit: &UnitName) -> impl Future<Output = Result<Option<Unit>, ApiError>> + Send;
+    /// Makes all of `changes`, or none. The machines need not be present.
+    fn change_metadata(
+        &self,
+        changes: Vec<MetadataChange>,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
     /// Checks all of `changes`, then makes them.
     fn change(&self, changes: Vec<UnitChange>)
     -> impl Future<Output = Result<UnitsChanged, ApiError>> + Send;
@@ -57,11 +69,19 @@ pub trait Service: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<mpsc::Receiver<Watched>, ApiError>> + Send;
     /// Where `unit` runs.
     fn locate(&self, unit: &UnitName) -> impl Future<Output = Result<Place, ApiError>> + Send;
+    /// Where the API of `machine` is.
+    fn place(&self, machine: &MachineId) -> impl Future<Output = Result<Place, ApiError>> + Send;
     /// Runs something beside `unit` on this machine; it ends when the receiver is dropped.
     fn run(
         &self,
         unit: UnitName,
         run: Run,
+    ) -> impl Future<Output = Result<mpsc::Receiver<Frame>, ApiError>> + Send;
+    /// Runs a program on this machine itself; it ends when `input` ends or the receiver is dropped.
+    fn shell(
+        &self,
+        shell: Shell,
+        input: mpsc::Receiver<Frame>,
     ) -> impl Future<Output = Result<mpsc::Receiver<Frame>, ApiError>> + Send;
 }
 
@@ -83,13 +103,17 @@ fn router<S: Service + Operations>(service: S) -> Router {
         .route("/v1/units/watch", post(watch::<S>))
         .route("/v1/units/{name}", get(unit::<S>))
         .route("/v1/units/{name}/run", post(run::<S>))
+        .route("/v1/machines/{machine}/units/{name}/run", post(run_there::<S>))
+        .route("/v1/machines/{machine}/shell", post(shell::<S>))
+        .route("/v1/openapi.json", get(openapi))
         .merge(operations::routes::<S>())
+        .with_state(service.clone())
+        .merge(fleet::router(service))
         .fallback(|| async { ApiError::not_found("there is nothing under this path") })
         .method_not_allowed_fallback(|| async {
             ApiError { code: 405, message: "this path does not know that method".to_owned() }
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(service)
 }
 
 impl IntoResponse for ApiError {
@@ -114,6 +138,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Said<T> {
     }
 }
 
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+}
+
 async fn machines<S: Service>(State(service): State<S>) -> Result<Json<MachineList>, ApiError> {
     service.machines().await.map(Json)
 }
@@ -126,7 +154,7 @@ async fn unit<S: Service>(
     State(service): State<S>,
     Path(name): Path<String>,
 ) -> Result<Json<Unit>, ApiError> {
-    let name = parse(&name)?;
+    let name: UnitName = parse(&name)?;
     let list = service.units().await?;
     list.units
         .into_iter()
@@ -161,30 +189,102 @@ async fn run<S: Service>(
     Said(what): Said<Run>,
 ) -> Result<Response, ApiError> {
     let name = parse(&name)?;
-    let passed_on = headers.contains_key(PASSED_ON);
-    let frames = match service.locate(&name).await? {
-        Place::There(address) if !passed_on => {
-            let mark = (PASSED_ON, HeaderValue::from_static("1"));
-            let client = Client::new(Endpoint::Tcp(address)).with_header(mark.0, mark.1);
-            return match client.run_raw(&name, &what).await {
-                Ok(body) => {
-                    Ok(stream("application/octet-stream", body.map(|chunk| chunk.unwrap_or_default())))
-                }
-                Err(ClientError::Unreachable { .. }) => Err(ApiError::unavailable(format!(
-                    "the machine of {name} at {} does not answer; if it has just died its units run elsewhere within seconds",
-                    address.ip()
-                ))),
-                Err(error) => Err(error.into_api()),
-            };
+    match service.locate(&name).await? {
+        Place::There(address) if !passed_on(&headers) => {
+            let output = other(address).run_raw(&name, &what).await;
+            output.map(raw).map_err(|error| from_other(error, &format!("the machine of {name}"), address))
         }
         // One that was passed on stays here, whatever the hub says by now: no request goes round in circles.
-        Place::Here | Place::There(_) => service.run(name, what).await?,
-    };
-    Ok(stream("application/octet-stream", ReceiverStream::new(frames).map(|frame| frame.encode())))
+        Place::Here | Place::There(_) => service.run(name, what).await.map(framed),
+    }
 }
 
-pub(crate) fn parse(name: &str) -> Result<UnitName, ApiError> {
-    name.parse().map_err(|error: UnitNameError| ApiError::bad_request(error))
+async fn run_there<S: Service>(
+    State(service): State<S>,
+    Path((machine, name)): Path<(String, String)>,
+    headers: HeaderMap,
+    Said(what): Said<Run>,
+) -> Result<Response, ApiError> {
+    let (machine, name) = (parse::<MachineId>(&machine)?, parse(&name)?);
+    match service.place(&machine).await? {
+        Place::Here => service.run(name, what).await.map(framed),
+        Place::There(_) if passed_on(&headers) => Err(stray(&machine)),
+        Place::There(address) => {
+            let output = other(address).run_there_raw(&machine, &name, &what).await;
+            output.map(raw).map_err(|error| from_other(error, &format!("machine {machine}"), address))
+        }
+    }
+}
+
+async fn shell<S: Service>(
+    State(service): State<S>,
+    Path(machine): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let machine = parse::<MachineId>(&machine)?;
+    // Ends when the client is gone.
+    let input = body.into_data_stream().map(Result::ok);
+    match service.place(&machine).await? {
+        Place::Here => {
+            let mut input = frames::decoded(input);
+            let Ok(Some(Ok(Frame::Begin(what)))) = tokio::time::timeout(FIRST_FRAME, input.next()).await
+            else {
+                return Err(ApiError::bad_request("the first frame must say what to run"));
+            };
+            let (sender, receiver) = mpsc::channel(INPUT_BUFFER);
+            tokio::spawn(async move {
+                while let Some(Ok(frame)) = input.next().await {
+                    if sender.send(frame).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            service.shell(what, receiver).await.map(framed)
+        }
+        Place::There(_) if passed_on(&headers) => Err(stray(&machine)),
+        Place::There(address) => {
+            let input =
+                input.take_while(|chunk| std::future::ready(chunk.is_some())).filter_map(std::future::ready);
+            let output = other(address).shell_raw(&machine, input).await;
+            output.map(raw).map_err(|error| from_other(error, &format!("machine {machine}"), address))
+        }
+    }
+}
+
+fn passed_on(headers: &HeaderMap) -> bool {
+    headers.contains_key(PASSED_ON)
+}
+
+/// A client of another machine's API, which must answer itself.
+fn other(address: SocketAddr) -> Client {
+    Client::new(Endpoint::Tcp(address)).with_header(PASSED_ON, HeaderValue::from_static("1"))
+}
+
+fn from_other(error: ClientError, what: &str, address: SocketAddr) -> ApiError {
+    match error {
+        ClientError::Unreachable { .. } => ApiError::unavailable(format!(
+            "{what} at {} does not answer; if it has just died its units run elsewhere within seconds",
+            address.ip()
+        )),
+        error => error.into_api(),
+    }
+}
+
+fn stray(machine: &MachineId) -> ApiError {
+    ApiError::unavailable(format!("another machine has the address of {machine} now; try again"))
+}
+
+fn raw(output: impl futures_util::Stream<Item = Result<Bytes, ClientError>> + Send + 'static) -> Response {
+    stream("application/octet-stream", output.map(|chunk| chunk.unwrap_or_default()))
+}
+
+fn framed(output: mpsc::Receiver<Frame>) -> Response {
+    stream("application/octet-stream", ReceiverStream::new(output).map(|frame| frame.encode()))
+}
+
+pub(crate) fn parse<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(ApiError::bad_request)
 }
 
 fn line(value: &impl Serialize) -> Bytes {

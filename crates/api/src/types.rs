@@ -220,6 +220,29 @@ pub enum Run {
     },
 }
 
+/// A program on a machine itself, beside no unit, with standard input: the first frame of
+/// `POST /v1/machines/<machine>/shell`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shell {
+    /// For `/bin/sh -c`; without it, root's login shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// The terminal at the other end, if it gets one at this end as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<Tty>,
+}
+
+/// A terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tty {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+    /// What `$TERM` says of it.
+    pub term: String,
+}
+
 /// The body of every error answer, in fleet's form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct ErrorBody {

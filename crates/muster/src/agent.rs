@@ -24,6 +24,8 @@ mod router;
 mod run;
 /// What the API answers.
 mod service;
+/// Programs on the machine itself, with standard input.
+mod shell;
 /// States of units on their way to the hub.
 mod states;
 /// The machine's share of the schedule, carried out through systemd.
@@ -36,7 +38,7 @@ use model::{Capacity, MachineId, MachineRecord, Metadata, Subnet};
 use registry::{Session, Store, StoreError};
 use std::{
     fs::Permissions,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -264,24 +266,20 @@ async fn connect(access: &Access) -> Result<Store> {
     }
 }
 
-/// The API on its unix socket, and on TCP if the configuration opens it.
+/// The API on its unix socket, on fleet's and on TCP if the configuration opens it.
 async fn serve(
     machine: &Machine,
     service: service::Hub,
     stop: &CancellationToken,
     roles: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
-    // A socket that a killed daemon left behind is in the way of ours.
-    let _ = std::fs::remove_file(SOCKET);
-    let listener = UnixListener::bind(SOCKET).with_context(|| format!("cannot listen on {SOCKET}"))?;
-    std::fs::set_permissions(SOCKET, Permissions::from_mode(0o660))?;
-    if let Some(group) = group("muster") {
-        std::os::unix::fs::chown(SOCKET, None, Some(group))?;
+    let sockets = [Some(Path::new(SOCKET)), machine.config.api.fleet_socket.as_deref()];
+    for path in sockets.into_iter().flatten() {
+        let (service, listener, token) = (service.clone(), unix_listener(path)?, stop.clone());
+        roles.spawn(async move {
+            api::serve(service, listener, token).await.context("the API on a unix socket failed")
+        });
     }
-    let (unix, token) = (service.clone(), stop.clone());
-    roles.spawn(async move {
-        api::serve(unix, listener, token).await.context("the API on the unix socket failed")
-    });
     if let Some(address) = machine.config.api.listen {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
@@ -291,6 +289,22 @@ async fn serve(
         );
     }
     Ok(())
+}
+
+/// A socket for root and the group `muster`.
+fn unix_listener(path: &Path) -> Result<UnixListener> {
+    // One that a killed daemon left behind is in the way. Whatever else is there is not ours to remove.
+    let socket = |metadata: std::fs::Metadata| metadata.file_type().is_socket();
+    if std::fs::symlink_metadata(path).is_ok_and(socket) {
+        let _ = std::fs::remove_file(path);
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
+    if let Some(group) = group("muster") {
+        std::os::unix::fs::chown(path, None, Some(group))?;
+    }
+    Ok(listener)
 }
 
 /// The number of a group, if the machine has it: its members may use the API.

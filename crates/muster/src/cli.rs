@@ -7,6 +7,8 @@
 mod access;
 /// `{1..4}` and `{a,b}`, for shells that do not expand them.
 mod braces;
+/// The name `fleetctl`.
+mod fleetctl;
 /// The hub alone: serving, backups, moving.
 mod hub;
 /// Keys of the hub.
@@ -17,12 +19,20 @@ mod lab;
 mod list;
 /// Machines under maintenance, and evening out the load.
 mod maintenance;
+/// Manuals, and completion for shells.
+mod manual;
 /// Tables and streams on stdout.
 mod output;
 /// `status`, `journal`, `exec`.
 mod run;
+/// A shell on a machine.
+mod ssh;
+/// Through SSH to another machine's API.
+mod tunnel;
 /// Verbs that change units.
 mod units;
+/// Until an order has been carried out.
+mod wait;
 /// Verbs that explain.
 mod why;
 
@@ -41,6 +51,21 @@ struct Cli {
     /// The API to talk to: unix:///run/muster/muster.sock or http://10.0.0.1:49153.
     #[arg(long, global = true, env = "MUSTER_ENDPOINT", default_value = concat!("unix://", "/run/muster/muster.sock"))]
     endpoint: api::Endpoint,
+    /// Reach the endpoint through SSH to this HOST[:PORT].
+    #[arg(long, global = true, env = "MUSTER_TUNNEL")]
+    tunnel: Option<String>,
+    /// With --tunnel: the user to log in as; otherwise ssh's own choice, as for the rest.
+    #[arg(long, global = true, env = "MUSTER_SSH_USERNAME")]
+    ssh_username: Option<String>,
+    /// With --tunnel: seconds to connect.
+    #[arg(long, global = true, env = "MUSTER_SSH_TIMEOUT")]
+    ssh_timeout: Option<f64>,
+    /// With --tunnel: where host keys are kept.
+    #[arg(long, global = true, env = "MUSTER_KNOWN_HOSTS_FILE")]
+    known_hosts_file: Option<PathBuf>,
+    /// With --tunnel: whether unknown host keys are asked about instead of taken.
+    #[arg(long, global = true, env = "MUSTER_STRICT_HOST_KEY_CHECKING")]
+    strict_host_key_checking: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }
@@ -75,6 +100,10 @@ enum Command {
     ///
     /// Example: muster stop someapp@3
     Stop(units::Halt),
+    /// Stop units and start them again, and wait until they are active; global units on all their machines.
+    ///
+    /// Example: muster restart someapp@3
+    Restart(units::Restart),
     /// Stop units and take them off their machines; they stay known.
     ///
     /// Example: muster unload someapp@3
@@ -133,6 +162,28 @@ enum Command {
     ///
     /// Example: muster exec --net someapp@3 curl -s http://10.1.5.2:3000/
     Exec(run::Exec),
+    /// Run a command, or a shell, on a machine itself: named, or the one that a unit is on.
+    ///
+    /// It goes over the API, not over SSH: no keys are needed, and whoever may use the API may do this, as root.
+    ///
+    /// Example: muster ssh someapp@1 docker ps
+    Ssh(ssh::Ssh),
+    /// Pass standard input and output on to a unix socket: the far end of --tunnel.
+    ///
+    /// Example: ssh m1 muster fd-forward /run/muster/muster.sock
+    FdForward(tunnel::FdForward),
+    /// Fleet's verification of signed units, which it had given up itself.
+    ///
+    /// Example: muster verify someapp@1
+    #[command(hide = true)]
+    Verify {
+        /// Units.
+        units: Vec<String>,
+    },
+    /// Print the version.
+    ///
+    /// Example: muster version
+    Version,
     /// Read and write keys of the hub, in etcdctl's v2 spelling.
     ///
     /// Example: muster kv set --ttl 60 /services/someapp/upstream/someapp@1 10.1.5.2:3000
@@ -154,6 +205,14 @@ enum Command {
     ///
     /// Example: MUSTER_HUB_LISTEN=0.0.0.0:2379 muster config
     Config(ConfigFile),
+    /// Print a script with which a shell completes the command line.
+    ///
+    /// Example: muster completion bash >/usr/share/bash-completion/completions/muster
+    Completion(manual::Completion),
+    /// Write the manual pages, one for each verb.
+    ///
+    /// Example: muster man /usr/local/share/man/man1
+    Man(manual::Man),
     /// Machines on this one box, to try things: real systemd, Docker and network.
     ///
     /// Example: muster lab up 4
@@ -174,7 +233,19 @@ pub fn run() -> Result<ExitCode> {
         Cli::command().error(ErrorKind::ArgumentConflict, why).exit();
     }
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let client = api::Client::new(cli.endpoint);
+    let endpoint = match &cli.tunnel {
+        None => cli.endpoint,
+        Some(host) => tunnel::Tunnel {
+            host: host.clone(),
+            username: cli.ssh_username,
+            timeout: cli.ssh_timeout,
+            known_hosts: cli.known_hosts_file,
+            strict: cli.strict_host_key_checking,
+            program: "muster",
+        }
+        .to(&cli.endpoint)?,
+    };
+    let client = api::Client::new(endpoint);
     match cli.command {
         Command::Agent(file) => {
             log();
@@ -193,6 +264,14 @@ pub fn run() -> Result<ExitCode> {
         Command::Hub(hub) => client_runtime()?.block_on(Box::pin(hub.run())),
         Command::Config(file) => show_config(&load(&file)?),
         Command::Lab(args) => lab::run(args),
+        Command::FdForward(verb) => verb.run(),
+        Command::Verify { .. } => Ok(verify()),
+        Command::Completion(verb) => verb.run(Cli::command()),
+        Command::Man(verb) => verb.run(Cli::command()),
+        Command::Version => {
+            output::line(concat!("muster ", env!("CARGO_PKG_VERSION")))?;
+            Ok(ExitCode::SUCCESS)
+        }
         command => client_runtime()?.block_on(Box::pin(ask(&client, command))),
     }
 }
@@ -219,11 +298,12 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::ListUnits(verb) => verb.run(client).await,
         Command::ListUnitFiles(verb) => verb.run(client).await,
         Command::Submit(verb) => verb.run(client).await,
-        Command::Load(verb) => verb.run(client, units::Verb::Load).await,
-        Command::Start(verb) => verb.run(client, units::Verb::Start).await,
-        Command::Stop(verb) => verb.run(client, units::Verb::Stop).await,
-        Command::Unload(verb) => verb.run(client, units::Verb::Unload).await,
-        Command::Destroy(verb) => verb.run(client, units::Verb::Destroy).await,
+        Command::Load(verb) => verb.run(client, wait::Verb::Load).await,
+        Command::Start(verb) => verb.run(client, wait::Verb::Start).await,
+        Command::Stop(verb) => verb.run(client, wait::Verb::Stop).await,
+        Command::Restart(verb) => verb.run(client).await,
+        Command::Unload(verb) => verb.run(client, wait::Verb::Unload).await,
+        Command::Destroy(verb) => verb.run(client, wait::Verb::Destroy).await,
         Command::Cat(verb) => verb.run(client).await,
         Command::Why(verb) => verb.run(client).await,
         Command::Events(verb) => verb.run(client).await,
@@ -234,7 +314,13 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Status(verb) => verb.run(client).await,
         Command::Journal(verb) => verb.run(client).await,
         Command::Exec(verb) => verb.run(client).await,
+        Command::Ssh(verb) => verb.run(client).await,
         Command::Kv(verb) => verb.run().await,
+        Command::FdForward(_)
+        | Command::Verify { .. }
+        | Command::Version
+        | Command::Completion(_)
+        | Command::Man(_) => unreachable!("these ask nobody"),
         Command::Agent(_) | Command::Fence | Command::Hub(_) | Command::Config(_) | Command::Lab(_) => {
             unreachable!("these are no requests")
         }
@@ -244,6 +330,17 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
 /// Called by the name `etcdctl`: that program's v2 commands, on the hub of this machine's configuration.
 pub fn etcdctl() -> Result<ExitCode> {
     client_runtime()?.block_on(kv::etcdctl())
+}
+
+/// Called by the name `fleetctl`: that program's verbs, on Muster's API.
+pub fn fleetctl() -> Result<ExitCode> {
+    fleetctl::run()
+}
+
+/// What fleet 1.0 said to it.
+fn verify() -> ExitCode {
+    eprintln!("WARNING: The signed/verified units feature is DEPRECATED and cannot be used.");
+    ExitCode::from(2)
 }
 
 fn client_runtime() -> Result<tokio::runtime::Runtime> {
@@ -312,6 +409,7 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed_and_every_verb_has_an_example() {
         super::kv::command().debug_assert();
+        super::fleetctl::command().debug_assert();
         let command = super::Cli::command();
         command.clone().debug_assert();
         let verbs = command.get_subcommands().filter(|verb| verb.get_name() != "help");

@@ -199,6 +199,8 @@ pub struct ApiSection {
     /// Where the API listens besides its unix socket, e.g. `0.0.0.0:49153`. Nowhere by default. Other machines
     /// need it for `status`, `journal` and `exec` of units here.
     pub listen: Option<SocketAddr>,
+    /// A second unix socket for the API, where fleet's clients look for fleet's: `/run/fleet.sock`. None by default.
+    pub fleet_socket: Option<PathBuf>,
 }
 
 /// `[engine]`
@@ -277,7 +279,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 29] = [
+pub const FIELDS: [(&str, &str); 30] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -292,6 +294,7 @@ pub const FIELDS: [(&str, &str); 29] = [
     ("hub.password-file", "none"),
     ("hub.auth-token-ttl", "\"5m\""),
     ("api.listen", "none but the unix socket"),
+    ("api.fleet-socket", "none"),
     ("engine.enabled", "true"),
     ("agent.enabled", "true"),
     ("agent.lease-ttl", "\"5s\""),

@@ -1,5 +1,6 @@
 //! `muster`: the daemon and its client in one binary. Which of them, and which roles, is said by the command line
-//! and the configuration; called by the name `etcdctl` it understands that program's v2 commands.
+//! and the configuration; called by the name `etcdctl` it understands that program's v2
+//! commands, and by the name `fleetctl` that program's verbs.
 
 /// The daemon.
 mod agent;
@@ -17,7 +18,11 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
     let name = std::path::Path::new(&called).file_name().unwrap_or_default();
-    let outcome = if name == "etcdctl" { cli::etcdctl() } else { cli::run() };
+    let outcome = match name.to_str() {
+        Some("etcdctl") => cli::etcdctl(),
+        Some("fleetctl") => cli::fleetctl(),
+        _ => cli::run(),
+    };
     outcome.unwrap_or_else(|error| {
         eprintln!("{}: {error:#}", name.to_string_lossy());
         ExitCode::FAILURE

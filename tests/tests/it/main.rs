@@ -9,6 +9,8 @@ mod agent;
 mod bad_input;
 /// Daemons that are killed, and a hub that is away.
 mod faults;
+/// fleet's functional tests of its command line and its API, told anew.
+mod fleet;
 /// Draining, rebalancing, explaining.
 mod maintenance;
 /// The same on a real etcd.
@@ -29,8 +31,13 @@ fn alone() -> MutexGuard<'static, ()> {
     BOX.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The labs' network.
-const NETWORK: [u8; 3] = [10, 96, 0];
+/// The lab's name and network: `STORY_LAB=mine/10.95.0` keeps two checkouts on one box apart.
+fn lab() -> (String, [u8; 3]) {
+    let chosen = std::env::var("STORY_LAB").unwrap_or_else(|_| "endtoend/10.96.0".to_owned());
+    let (name, network) = chosen.split_once('/').expect("STORY_LAB is NAME/10.95.0");
+    let network: Vec<u8> = network.split('.').map(|part| part.parse().expect("a number below 256")).collect();
+    (name.to_owned(), network.try_into().expect("three numbers"))
+}
 
 /// A cluster that is removed when the test ends, however it ends.
 struct Lab(story::Cluster);
@@ -41,7 +48,8 @@ impl Lab {
     }
 
     fn up_with(machines: usize, hub: story::cluster::Hub) -> Self {
-        Self(story::Cluster::up_with("endtoend", NETWORK, machines, hub).expect("the lab comes up"))
+        let (name, network) = lab();
+        Self(story::Cluster::up_with(&name, network, machines, hub).expect("the lab comes up"))
     }
 }
 

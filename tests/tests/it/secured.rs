@@ -12,7 +12,7 @@ fn a_secured_hub_serves_its_own_machines_and_nobody_else() {
     let cluster = Lab::up_with(2, Hub::Secured);
     let (m1, m2) = (cluster.m1(), cluster.lab.machine("m2").expect("known"));
     // Users come while the daemons run.
-    cluster.sh(&format!("set -e\n{}", guide("users", crate::NETWORK).expect("in the guide"))).expect("users");
+    cluster.sh(&format!("set -e\n{}", guide("users", crate::lab().1).expect("in the guide"))).expect("users");
     cluster.sh("printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >one@.service && muster submit one@.service").expect("submitted");
     cluster.muster(&["start", "one@{1..2}"]).expect("active");
     let homes = || -> Vec<_> {

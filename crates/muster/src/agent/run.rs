@@ -9,7 +9,11 @@ use api::{
 };
 use bytes::Bytes;
 use model::UnitName;
-use std::{os::unix::process::ExitStatusExt, process::Stdio, time::Duration};
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 use systemd::Systemd;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -42,12 +46,7 @@ pub(super) async fn start(
         let closed = sender.clone();
         let whole = async {
             tokio::join!(copy(stdout, &sender, Frame::Stdout), copy(stderr, &sender, Frame::Stderr));
-            let code = match child.wait().await {
-                Ok(status) => {
-                    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
-                }
-                Err(_) => 1,
-            };
+            let code = exit_code(child.wait().await);
             // When nobody listens any more nobody misses it.
             let _ = sender.send(Frame::Exit(code)).await;
         };
@@ -59,7 +58,18 @@ pub(super) async fn start(
     Ok(receiver)
 }
 
-async fn copy(from: Option<impl AsyncRead + Unpin>, to: &mpsc::Sender<Frame>, frame: fn(Bytes) -> Frame) {
+/// As a shell counts: 128 and the signal's number where a signal ended it.
+pub(super) fn exit_code(ended: std::io::Result<ExitStatus>) -> i32 {
+    let Ok(status) = ended else { return 1 };
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+}
+
+/// Passes on what a program writes.
+pub(super) async fn copy(
+    from: Option<impl AsyncRead + Unpin>,
+    to: &mpsc::Sender<Frame>,
+    frame: fn(Bytes) -> Frame,
+) {
     let Some(mut from) = from else { return };
     let mut buffer = vec![0; MAX_PAYLOAD];
     while let Ok(length) = from.read(&mut buffer).await {

@@ -3,15 +3,19 @@
 //! Invariants: a list is read at one revision; an order is checked as a whole before anything is written. Up to
 //! [`CHUNK`] units change in one transaction, and only if nobody changed them meanwhile.
 
+/// Machines' metadata.
+mod metadata;
+/// Maintenance, explanations, moves and events.
 mod operations;
 
-use super::{Machine, run};
+use super::{Machine, run, shell};
 use api::{
     ApiError, Place, Service,
+    fleet::MetadataChange,
     frames::Frame,
     types::{
-        Machine as MachineView, MachineList, MachineMaintenance, Run, State, Unit, UnitChange, UnitChanged,
-        UnitList, UnitOnMachine, UnitsChanged, Watched,
+        Machine as MachineView, MachineList, MachineMaintenance, Run, Shell, State, Unit, UnitChange,
+        UnitChanged, UnitList, UnitOnMachine, UnitsChanged, Watched,
     },
 };
 use model::{DesiredState, MachineId, MachineRecord, Revision, UnitName, UnitRecord, keys};
@@ -196,6 +200,25 @@ impl Service for Hub {
         Ok(UnitList { revision, units })
     }
 
+    /// Reads what concerns this unit only: fleetctl asks for each of its units four times a second.
+    async fn unit(&self, unit: &UnitName) -> Result<Option<Unit>, ApiError> {
+        let machines = self.store.list(keys::MACHINES).await.map_err(unavailable)?;
+        let ids: Vec<MachineId> = machines
+            .items
+            .iter()
+            .filter_map(|kv| kv.key.strip_prefix(keys::MACHINES)?.parse().ok())
+            .collect();
+        let on = ids.iter().flat_map(|id| [keys::schedule(id, unit), keys::state(id, unit)]);
+        let wanted: Vec<_> = on.chain([keys::unit(unit)]).collect();
+        let found = self.store.get_many(&wanted).await.map_err(unavailable)?;
+        let items = found.into_iter().chain(machines.items).collect();
+        Ok(brief(&cluster(&Listing { revision: machines.revision, items }), unit))
+    }
+
+    async fn change_metadata(&self, changes: Vec<MetadataChange>) -> Result<(), ApiError> {
+        self.write_metadata(changes).await
+    }
+
     async fn change(&self, changes: Vec<UnitChange>) -> Result<UnitsChanged, ApiError> {
         let mut seen = BTreeSet::new();
         if let Some(twice) = changes.iter().find(|change| !seen.insert(&change.name)) {
@@ -273,6 +296,33 @@ impl Service for Hub {
         })
     }
 
+    async fn place(&self, machine: &MachineId) -> Result<Place, ApiError> {
+        if *machine == self.machine.id {
+            return Ok(Place::Here);
+        }
+        let found = self.store.get_many(&[keys::machine(machine)]).await.map_err(unavailable)?;
+        let Some(record) = found.first() else {
+            return Err(ApiError::not_found(format!("machine {machine} is not present")));
+        };
+        let record: MachineRecord = serde_json::from_slice(&record.value)
+            .map_err(|error| ApiError::unavailable(format!("machine {machine} cannot be read: {error}")))?;
+        let port = record.api_port.ok_or_else(|| {
+            ApiError::unavailable(format!(
+                "the API of {} does not listen on the network; set [api] listen there",
+                record.name
+            ))
+        })?;
+        Ok(Place::There(SocketAddr::new(record.address.into(), port)))
+    }
+
+    async fn shell(
+        &self,
+        what: Shell,
+        input: mpsc::Receiver<Frame>,
+    ) -> Result<mpsc::Receiver<Frame>, ApiError> {
+        shell::start(what, input)
+    }
+
     async fn run(&self, unit: UnitName, run: Run) -> Result<mpsc::Receiver<Frame>, ApiError> {
         match &self.systemd {
             Some(systemd) => run::start(systemd, &unit, run).await,
@@ -331,6 +381,21 @@ fn cluster(listing: &Listing) -> Cluster {
 
 /// `engine` is made when the first unit waits: only then somebody has to say why.
 fn view(cluster: &Cluster, name: &UnitName, engine: &OnceCell<Engine>) -> Option<Unit> {
+    let mut unit = brief(cluster, name)?;
+    let placed = cluster.schedule.contains_key(name);
+    if unit.desired != DesiredState::Inactive && !placed && !unit.global {
+        let refusals = engine.get_or_init(|| Engine::of(cluster)).refusals(name);
+        let refused = refusals.into_iter().map(|(id, refusal)| {
+            let machine = cluster.machines.get(&id);
+            (machine.map_or_else(|| id.to_string(), |machine| machine.name.clone()), refusal.to_string())
+        });
+        unit.refused = refused.collect();
+    }
+    Some(unit)
+}
+
+/// A unit without what machines have against it.
+fn brief(cluster: &Cluster, name: &UnitName) -> Option<Unit> {
     let unit = cluster.units.get(name)?;
     let (schedule, states) = (cluster.schedule.get(name), cluster.states.get(name));
     let on: BTreeSet<_> = schedule
@@ -363,15 +428,6 @@ fn view(cluster: &Cluster, name: &UnitName, engine: &OnceCell<Engine>) -> Option
         .collect();
     // Where it is to run comes first; where it only still stops, behind.
     machines.sort_by_key(|on| !on.scheduled);
-    let wanted = unit.record.desired != DesiredState::Inactive && schedule.is_none() && !unit.is_global();
-    let refused = match wanted {
-        true => engine.get_or_init(|| Engine::of(cluster)).refusals(name),
-        false => BTreeMap::new(),
-    };
-    let refused = refused.into_iter().map(|(id, refusal)| {
-        let name = cluster.machines.get(&id).map_or_else(|| id.to_string(), |machine| machine.name.clone());
-        (name, refusal.to_string())
-    });
     Some(Unit {
         name: name.clone(),
         hash: unit.record.hash.clone(),
@@ -380,7 +436,7 @@ fn view(cluster: &Cluster, name: &UnitName, engine: &OnceCell<Engine>) -> Option
         launch: unit.record.launch,
         global: unit.is_global(),
         machines,
-        refused: refused.collect(),
+        refused: BTreeMap::new(),
     })
 }
 

@@ -1,29 +1,21 @@
-//! Verbs that change units: `submit`, `load`, `start`, `stop`, `unload`, `destroy`, and `cat`.
+//! Verbs that change units: `submit`, `load`, `start`, `stop`, `restart`, `unload`, `destroy`, and `cat`.
 //!
-//! A verb gives its order to the API, then follows the units until they are where the order wants them, or until it
-//! is clear that they will not get there. Invariant: what is printed on stdout has happened.
+//! A verb gives its order to the API, then [waits](super::wait) until the units are where the order wants them.
+//! Invariant: what is printed on stdout has happened.
 
-use super::{list::legend, names, output};
+use super::{
+    names, output,
+    wait::{Ended, Verb, Wait, Why},
+};
 use anyhow::{Context, Result, bail};
 use api::{
     Client, ClientError,
-    types::{Unit, UnitChange, UnitChanged, Watched},
+    types::{UnitChange, UnitChanged},
 };
 use clap::Args;
-use futures_util::StreamExt;
 use model::{DesiredState, UnitName};
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, IsTerminal},
-    path::Path,
-    process::ExitCode,
-    time::Duration,
-};
-use tokio::time::Instant;
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Duration};
 
-/// A refusal or an error that lasts this long is told; a shorter one was only the order of events.
-const GRACE: Duration = Duration::from_secs(2);
 /// Some units reached their goal, others did not.
 const PARTIAL: u8 = 3;
 
@@ -67,39 +59,19 @@ pub struct Halt {
 }
 
 #[derive(Args)]
+pub struct Restart {
+    /// Units.
+    #[arg(required = true)]
+    units: Vec<String>,
+    /// How long to wait, for the stop and for the start each.
+    #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Args)]
 pub struct Cat {
     /// The unit.
     unit: String,
-}
-
-/// What an order wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
-    Load,
-    Start,
-    Stop,
-    Unload,
-    Destroy,
-}
-
-impl Verb {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Load => "load",
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Unload => "unload",
-            Self::Destroy => "destroy",
-        }
-    }
-
-    fn desired(self) -> DesiredState {
-        match self {
-            Self::Start => DesiredState::Launched,
-            Self::Load | Self::Stop => DesiredState::Loaded,
-            Self::Unload | Self::Destroy => DesiredState::Inactive,
-        }
-    }
 }
 
 impl Submit {
@@ -155,7 +127,7 @@ impl Order {
         if self.no_block {
             return triggered(&names, verb);
         }
-        wait(client, &names, verb, self.timeout).await
+        finish(verb, &patient(client, self.timeout).until(&names, verb, tell).await?)
     }
 }
 
@@ -174,19 +146,64 @@ impl Halt {
                 bail!("unable to stop unit {name} in state inactive");
             }
             names.retain(|name| !inactive(name));
-            let change = |name: &UnitName| UnitChange {
-                name: name.clone(),
-                text: None,
-                desired: Some(verb.desired()),
-                replace: false,
-            };
-            client.change(&names.iter().map(change).collect::<Vec<_>>()).await?;
+            want(client, &names, verb.desired()).await?;
         }
         if self.no_block {
             return triggered(&names, verb);
         }
-        wait(client, &names, verb, self.timeout).await
+        finish(verb, &patient(client, self.timeout).until(&names, verb, tell).await?)
     }
+}
+
+impl Restart {
+    pub async fn run(self, client: &Client) -> Result<ExitCode> {
+        let names: Vec<_> = names(&self.units)?.into_iter().map(|(_, name)| name).collect();
+        let known = desired(client).await?;
+        for name in &names {
+            match known.get(name) {
+                None => bail!("unit {name} does not exist (see `muster list-unit-files`)"),
+                Some(DesiredState::Inactive) => bail!("unable to restart unit {name} in state inactive"),
+                Some(_) => {}
+            }
+        }
+        let ended = restart(client, &names, &known, &patient(client, self.timeout), tell).await?;
+        finish(Verb::Again, &ended)
+    }
+}
+
+/// Stops those of the units that run, on all their machines, then starts all that have stopped.
+pub async fn restart(
+    client: &Client,
+    names: &[UnitName],
+    known: &BTreeMap<UnitName, DesiredState>,
+    wait: &Wait<'_>,
+    tell: impl Fn(&UnitName, &Why) + Copy,
+) -> Result<Ended> {
+    let launched = |name: &&UnitName| known.get(*name) == Some(&DesiredState::Launched);
+    let running: Vec<_> = names.iter().filter(launched).cloned().collect();
+    want(client, &running, DesiredState::Loaded).await?;
+    let halted = wait.until(&running, Verb::Halt, tell).await?;
+    let stuck = |name: &UnitName| halted.failed.iter().any(|(failed, _)| failed == name);
+    // What does not stop is wanted as before: it is not left to stop later.
+    want(client, names, DesiredState::Launched).await?;
+    let rest: Vec<_> = names.iter().filter(|name| !stuck(name)).cloned().collect();
+    let mut ended = wait.until(&rest, Verb::Again, tell).await?;
+    ended.failed.extend(halted.failed);
+    Ok(ended)
+}
+
+/// Orders one desired state for all.
+pub async fn want(client: &Client, names: &[UnitName], desired: DesiredState) -> Result<(), ClientError> {
+    let change = |name: &UnitName| UnitChange {
+        name: name.clone(),
+        text: None,
+        desired: Some(desired),
+        replace: false,
+    };
+    if !names.is_empty() {
+        client.change(&names.iter().map(change).collect::<Vec<_>>()).await?;
+    }
+    Ok(())
 }
 
 /// What is wanted of every unit.
@@ -202,6 +219,34 @@ impl Cat {
     }
 }
 
+fn patient(client: &Client, timeout: Duration) -> Wait<'_> {
+    Wait { client, timeout: Some(timeout), stubborn: false }
+}
+
+fn tell(name: &UnitName, why: &Why) {
+    match why {
+        Why::Failed(why) => eprintln!("Unit {name} failed: {why}"),
+        Why::Stuck(why) => eprintln!("Unit {name} is not where it should be: {why}"),
+        Why::Late(after, seen) => {
+            eprintln!("Unit {name} is not there after {}: {seen}", humantime::format_duration(*after));
+        }
+    }
+}
+
+fn finish(verb: Verb, ended: &Ended) -> Result<ExitCode> {
+    let done = ended.done.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" ");
+    match verb {
+        Verb::Stop if !done.is_empty() => eprintln!("Successfully stopped units [{done}]."),
+        Verb::Unload if !done.is_empty() => eprintln!("Successfully unloaded units [{done}]."),
+        _ => {}
+    }
+    Ok(match (ended.done.is_empty(), ended.failed.is_empty()) {
+        (_, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::FAILURE,
+        (false, false) => ExitCode::from(PARTIAL),
+    })
+}
+
 fn triggered(names: &[UnitName], verb: Verb) -> Result<ExitCode> {
     for name in names {
         output::line(format!("Triggered unit {name} {}", verb.name()))?;
@@ -211,7 +256,7 @@ fn triggered(names: &[UnitName], verb: Verb) -> Result<ExitCode> {
 
 /// The unit's file, if there is one: at the path that was typed, or at that path with the unit's type added.
 /// A file with an error is refused here, by its own name.
-fn local_file(typed: &str, name: &UnitName) -> Result<Option<String>> {
+pub fn local_file(typed: &str, name: &UnitName) -> Result<Option<String>> {
     let candidates = [typed.to_owned(), Path::new(typed).with_file_name(name.as_str()).display().to_string()];
     for path in candidates {
         if Path::new(&path).is_file() {
@@ -222,7 +267,7 @@ fn local_file(typed: &str, name: &UnitName) -> Result<Option<String>> {
 }
 
 /// The file of the template that `name` is an instance of, beside the path that was typed.
-fn local_template(typed: &str, name: &UnitName) -> Result<Option<String>> {
+pub fn local_template(typed: &str, name: &UnitName) -> Result<Option<String>> {
     let Some(template) = name.template() else { return Ok(None) };
     let path = Path::new(typed).with_file_name(template.as_str());
     if path.is_file() { read(&path.display().to_string(), name).map(Some) } else { Ok(None) }
@@ -259,233 +304,4 @@ async fn order(client: &Client, typed: &[String], mut changes: Vec<UnitChange>) 
         eprintln!("warning: {warning}");
     }
     Ok(changed.units)
-}
-
-/// How far a unit is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Progress {
-    /// It is where the order wants it; what to print.
-    Done(String),
-    /// It will not get there.
-    Failed(String),
-    /// Something is in its way, which may pass.
-    Stuck(String),
-    /// It is on its way.
-    Waiting(String),
-}
-
-/// Follows the units until each has arrived or failed.
-async fn wait(client: &Client, names: &[UnitName], verb: Verb, timeout: Duration) -> Result<ExitCode> {
-    if names.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut watch = client.watch(names).await?;
-    let deadline = Instant::now() + timeout;
-    let talk = io::stderr().is_terminal();
-    let mut pending: BTreeMap<UnitName, Progress> =
-        names.iter().map(|name| (name.clone(), Progress::Waiting("not seen yet".to_owned()))).collect();
-    let mut stuck: BTreeMap<UnitName, Instant> = BTreeMap::new();
-    let (mut done, mut failed) = (Vec::new(), 0_usize);
-    while !pending.is_empty() {
-        let patience = stuck.values().map(|since| *since + GRACE).min();
-        let watched = tokio::select! {
-            watched = watch.next() => match watched {
-                Some(watched) => watched?,
-                None => bail!("the connection broke while waiting; the order stands, see `muster list-units`"),
-            },
-            () = tokio::time::sleep_until(deadline) => break,
-            () = sleep_until(patience), if patience.is_some() => {
-                for (name, _) in stuck.extract_if(.., |_, since| since.elapsed() >= GRACE) {
-                    if let Some(Progress::Stuck(why)) = pending.remove(&name) {
-                        eprintln!("Unit {name} is not where it should be: {why}");
-                        failed += 1;
-                    }
-                }
-                continue;
-            }
-        };
-        let name = watched.name.clone();
-        let Some(before) = pending.get_mut(&name) else { continue };
-        let progress = judge(verb, &watched);
-        if *before == progress {
-            continue;
-        }
-        match &progress {
-            Progress::Done(text) => {
-                output::line(text)?;
-                done.push(name.clone());
-                pending.remove(&name);
-                stuck.remove(&name);
-            }
-            Progress::Failed(why) => {
-                eprintln!("Unit {name} failed: {why}");
-                failed += 1;
-                pending.remove(&name);
-                stuck.remove(&name);
-            }
-            Progress::Stuck(_) => {
-                stuck.entry(name).or_insert_with(Instant::now);
-                *before = progress;
-            }
-            Progress::Waiting(text) => {
-                if talk {
-                    eprintln!("  {name}: {text}");
-                }
-                stuck.remove(&name);
-                *before = progress;
-            }
-        }
-    }
-    for (name, progress) in &pending {
-        let (Progress::Waiting(text) | Progress::Stuck(text) | Progress::Done(text) | Progress::Failed(text)) =
-            progress;
-        eprintln!("Unit {name} is not there after {}: {text}", humantime::format_duration(timeout));
-        failed += 1;
-    }
-    let list = |names: &[UnitName]| names.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" ");
-    match verb {
-        Verb::Stop if !done.is_empty() => eprintln!("Successfully stopped units [{}].", list(&done)),
-        Verb::Unload if !done.is_empty() => eprintln!("Successfully unloaded units [{}].", list(&done)),
-        _ => {}
-    }
-    Ok(match (done.is_empty(), failed) {
-        (_, 0) => ExitCode::SUCCESS,
-        (true, _) => ExitCode::FAILURE,
-        (false, _) => ExitCode::from(PARTIAL),
-    })
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// How far the unit is on the way that the verb wants it to go.
-fn judge(verb: Verb, watched: &Watched) -> Progress {
-    let name = &watched.name;
-    let Some(unit) = &watched.unit else {
-        return match verb {
-            Verb::Destroy if watched.leftover.is_empty() => Progress::Done(format!("Destroyed {name}")),
-            Verb::Destroy => Progress::Waiting(format!("stopping on {}", watched.leftover.join(", "))),
-            _ => Progress::Failed("it was destroyed meanwhile".to_owned()),
-        };
-    };
-    if verb == Verb::Destroy {
-        return Progress::Failed("it was submitted again meanwhile".to_owned());
-    }
-    if unit.global {
-        return Progress::Done(format!("Triggered global unit {name} {}", verb.name()));
-    }
-    if verb == Verb::Unload {
-        return match unit.machines.first() {
-            None => Progress::Done(format!("Unit {name} inactive")),
-            Some(on) => Progress::Waiting(format!("stopping on {}", on.name)),
-        };
-    }
-    let Some(on) = unit.machines.first().filter(|on| on.scheduled) else {
-        return if unit.refused.is_empty() {
-            Progress::Waiting("waiting for a machine".to_owned())
-        } else {
-            Progress::Stuck(refusal(unit))
-        };
-    };
-    let Some(state) = on.state.as_ref() else {
-        return Progress::Waiting(format!("waiting for {}", on.name));
-    };
-    if let Some(error) = &state.error {
-        return Progress::Stuck(format!("{error} (on {}; see `muster status {name}`)", on.name));
-    }
-    if state.hash != unit.hash {
-        return Progress::Waiting(format!("loading on {}", on.name));
-    }
-    let here = legend(on, false);
-    let seen = format!("{} ({}) on {}", state.active, state.sub, on.name);
-    match verb {
-        Verb::Start if state.launch < unit.launch => Progress::Waiting(format!("starting on {}", on.name)),
-        Verb::Start => match state.active.as_str() {
-            "active" | "reloading" => Progress::Done(format!("Unit {name} launched on {here}")),
-            "failed" => {
-                Progress::Failed(format!("{seen}; see `muster status {name}` and `muster journal {name}`"))
-            }
-            "inactive" => Progress::Done(format!("Unit {name} launched on {here}, and has ended")),
-            _ => Progress::Waiting(seen),
-        },
-        _ if state.is_running() => Progress::Waiting(seen),
-        _ => Progress::Done(format!("Unit {name} loaded on {here}")),
-    }
-}
-
-/// Why no machine takes it, machine by machine.
-fn refusal(unit: &Unit) -> String {
-    let mut text = "no machine fits; it starts as soon as one does".to_owned();
-    for (machine, why) in &unit.refused {
-        text.push_str(&format!("\n  {machine}: {why}"));
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use api::types::{State, UnitOnMachine};
-
-    fn unit(active: &str, launch: u64) -> Unit {
-        let state = State {
-            load: "loaded".to_owned(),
-            active: active.to_owned(),
-            sub: "x".to_owned(),
-            hash: "h".to_owned(),
-            launch,
-            error: None,
-        };
-        let on = UnitOnMachine {
-            id: "0123456789abcdef0123456789abcdef".parse().expect("valid"),
-            name: "m1".to_owned(),
-            address: Some([10, 0, 0, 1].into()),
-            scheduled: true,
-            why: String::new(),
-            state: Some(state),
-        };
-        Unit {
-            name: "a.service".parse().expect("valid"),
-            hash: "h".to_owned(),
-            text: String::new(),
-            desired: DesiredState::Launched,
-            launch: 2,
-            global: false,
-            machines: vec![on],
-            refused: BTreeMap::new(),
-        }
-    }
-
-    fn judged(verb: Verb, unit: Option<Unit>) -> Progress {
-        judge(verb, &Watched { name: "a.service".parse().expect("valid"), unit, leftover: Vec::new() })
-    }
-
-    #[test]
-    fn a_start_is_done_when_the_new_order_is_active() {
-        let done = Progress::Done("Unit a.service launched on 01234567.../10.0.0.1".to_owned());
-        assert_eq!(judged(Verb::Start, Some(unit("active", 2))), done);
-        assert!(matches!(judged(Verb::Start, Some(unit("active", 1))), Progress::Waiting(_)));
-        assert!(matches!(judged(Verb::Start, Some(unit("activating", 2))), Progress::Waiting(_)));
-        assert!(matches!(judged(Verb::Start, Some(unit("failed", 2))), Progress::Failed(_)));
-        assert!(matches!(judged(Verb::Start, None), Progress::Failed(_)));
-    }
-
-    #[test]
-    fn a_stop_is_done_when_nothing_runs() {
-        assert!(matches!(judged(Verb::Stop, Some(unit("deactivating", 2))), Progress::Waiting(_)));
-        assert!(matches!(judged(Verb::Stop, Some(unit("failed", 2))), Progress::Done(_)));
-        assert_eq!(judged(Verb::Destroy, None), Progress::Done("Destroyed a.service".to_owned()));
-    }
-
-    #[test]
-    fn a_unit_that_no_machine_takes_says_why() {
-        let refused = [("m1".to_owned(), "conflicts with b".to_owned())].into();
-        let unit = Unit { machines: Vec::new(), refused, ..unit("active", 2) };
-        let Progress::Stuck(why) = judged(Verb::Start, Some(unit)) else { panic!("not stuck") };
-        assert!(why.contains("no machine fits") && why.contains("m1: conflicts with b"), "{why}");
-    }
 }

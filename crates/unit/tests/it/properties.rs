@@ -112,6 +112,30 @@ proptest! {
         holds(&text)?;
     }
 
+    /// As fleet's API sends them.
+    #[test]
+    fn any_options_are_a_file_of_just_these_or_refused(
+        given in proptest::collection::vec(
+            (
+                prop_oneof![Just("Unit".to_owned()), Just("Service".to_owned()), any::<String>()],
+                prop_oneof!["[A-Z][a-z]{0,3}", "[a-z#;=\\[ \n\\\\]{0,4}", any::<String>()],
+                prop_oneof!["[a-z \\\\\n#;=\\[\\]]{0,8}", any::<String>()],
+            ),
+            0..6,
+        ),
+    ) {
+        let triples = given.iter().map(|(section, name, value)| (section.as_str(), name.as_str(), value.as_str()));
+        if let Ok(file) = UnitFile::from_options(triples) {
+            let mut asked: Vec<_> = given.iter().map(|(section, name, _)| (section.trim(), name.trim())).collect();
+            let mut made: Vec<_> =
+                file.options().iter().map(|option| (option.section.trim(), option.name.trim())).collect();
+            asked.sort_unstable();
+            made.sort_unstable();
+            prop_assert_eq!(asked, made, "{:?}", file.text());
+            holds(file.text())?;
+        }
+    }
+
     #[test]
     fn the_hash_ignores_comments_and_blank_lines(text in well_formed(), noise in "(\n|  \n|# [a-z=\\\\]{0,5}\n|;\n){1,3}") {
         let Ok(plain) = UnitFile::parse(&text) else { return Ok(()) };
