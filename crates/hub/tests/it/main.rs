@@ -1,8 +1,11 @@
 //! The hub as its clients see it: through etcd-client, through etcdctl, beside a real etcd, and through crashes.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod access;
+mod alarms;
 mod auth;
 mod auth_client;
+mod bounds;
 mod child;
 mod client;
 mod differential;
@@ -12,6 +15,7 @@ mod etcdctl;
 mod http;
 mod locks;
 mod migrate;
+mod pause;
 mod raw;
 mod remote;
 mod snapshot;
@@ -20,7 +24,7 @@ mod v2;
 mod watch;
 
 use etcd_client::Client;
-use hub::{AuthConfig, Hub, HubConfig};
+use hub::{AuthConfig, Hub, HubConfig, Limits};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -61,6 +65,7 @@ fn config(dir: &Path) -> HubConfig {
         // The least that bcrypt allows: tests log in often.
         auth: AuthConfig { bcrypt_cost: 4, ..AuthConfig::default() },
         tls: None,
+        limits: Limits::default(),
     }
 }
 

@@ -64,8 +64,8 @@ enum Verb {
     Snapshot(SnapshotArgs),
     /// Make a hub's data directory out of a snapshot, of a hub or of a real etcd.
     ///
-    /// Keys keep their revisions and leases. Leases begin at their full time. Users and roles are left out. The
-    /// directory must not exist or be empty; `etcdctl snapshot restore` does the same for a real etcd.
+    /// Keys keep their revisions and leases, users their passwords. Leases begin at their full time. The directory must
+    /// not exist or be empty; `etcdctl snapshot restore` does the same for a real etcd.
     ///
     /// Example: muster hub restore /var/backups/hub.db --data-dir /var/lib/muster/hub
     Restore {
@@ -204,15 +204,10 @@ impl Hub {
             },
             Verb::Restore { file, data_dir, skip_hash_check } => {
                 let status = restore::restore(&file, &data_dir, check(skip_hash_check))?;
-                if status.auth {
-                    eprintln!(
-                        "warning: the snapshot has users and roles in force; the hub has none: whoever reaches it may \
-                         read and write all of it"
-                    );
-                }
-                let (keys, leases) = (counted(status.keys, "key"), counted(status.leases, "lease"));
+                let count = [(status.keys, "key"), (status.leases, "lease"), (status.users, "user")];
+                let [keys, leases, users] = count.map(|(count, noun)| counted(count, noun));
                 output::line(format!(
-                    "{}: {keys} and {leases} at revision {}",
+                    "{}: {keys}, {leases} and {users} at revision {}",
                     data_dir.display(),
                     status.revision
                 ))?;
@@ -360,9 +355,11 @@ fn show_snapshot(file: &Path, status: &SnapshotStatus, format: Format) -> Result
             "total-size": bytes,
             "checksum": status.checksum,
             "auth": status.auth,
+            "users": status.users,
+            "roles": status.roles,
         }))?,
         Format::Table => {
-            let heading = ["FILE", "HASH", "REVISION", "TOTAL KEYS", "KEYS", "LEASES", "SIZE"];
+            let heading = ["FILE", "HASH", "REVISION", "TOTAL KEYS", "KEYS", "LEASES", "USERS", "SIZE"];
             let row = vec![
                 file.display().to_string(),
                 format!("{hash:x}"),
@@ -370,6 +367,7 @@ fn show_snapshot(file: &Path, status: &SnapshotStatus, format: Format) -> Result
                 total_keys.to_string(),
                 keys.to_string(),
                 leases.to_string(),
+                status.users.to_string(),
                 size(bytes),
             ];
             output::table(Some(&heading), [row])?;
@@ -407,6 +405,8 @@ fn show_report(data_dir: &Path, format: Format) -> Result<ExitCode> {
             "rows": report.rows,
             "keys": report.keys,
             "leases": report.leases,
+            "users": report.users,
+            "roles": report.roles,
             "bytes": report.bytes,
             "hash": report.hash,
             "problems": report.problems,
