@@ -19,6 +19,7 @@ pub(crate) mod transcode;
 
 use crate::maintenance::VERSION;
 use crate::request::{Queue, Request as Ask};
+use crate::storage::Identity;
 use crate::v2;
 use axum::Router;
 use axum::body::Body;
@@ -39,7 +40,7 @@ use tonic::service::Routes;
 const CLUSTER_VERSION: &str = "3.5.0";
 
 /// Adds the pages to the gRPC services.
-pub(crate) fn routes(grpc: Routes, queue: Queue) -> Routes {
+pub(crate) fn routes(grpc: Routes, queue: Queue, identity: Identity) -> Routes {
     let calls = Calls::default();
     let grpc = grpc
         .prepare()
@@ -56,8 +57,12 @@ pub(crate) fn routes(grpc: Routes, queue: Queue) -> Routes {
         .route("/v3/{*path}", any(gateway::serve))
         .route("/v3beta/{*path}", any(gateway::serve))
         .with_state(services.clone());
-    let router =
-        grpc.merge(pages).merge(gateway).merge(v2::routes(services)).reset_fallback().fallback(unknown);
+    let router = grpc
+        .merge(pages)
+        .merge(gateway)
+        .merge(v2::routes(services, identity))
+        .reset_fallback()
+        .fallback(unknown);
     Routes::from(router)
 }
 

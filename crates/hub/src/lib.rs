@@ -305,7 +305,7 @@ impl Hub {
             .accept_http1(true)
             .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .add_routes(http::routes(grpc, q()));
+            .add_routes(http::routes(grpc, q(), identity));
         let incoming = Incoming::new(TcpIncoming::from(listener).with_nodelay(Some(true)), tls);
         let incoming = incoming.map(|connection| connection.map(io::Gathering));
         let server =

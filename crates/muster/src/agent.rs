@@ -180,6 +180,7 @@ async fn start_hub(machine: &Machine) -> Result<hub::Hub> {
         name: machine.name.clone(),
         auth: hub::AuthConfig::default(),
         tls: None,
+        limits: hub::Limits { quota: section.quota_backend_bytes, ..hub::Limits::default() },
     };
     let hub = hub::Hub::start(config).await.context("the embedded hub did not start")?;
     info!(address = %hub.address(), data = %section.data_dir.display(), "hub serves");

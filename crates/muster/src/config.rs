@@ -66,6 +66,8 @@ pub struct HubSection {
     pub listen: SocketAddr,
     /// Where the embedded hub keeps its data.
     pub data_dir: PathBuf,
+    /// How many bytes keys, values and their history may take in the embedded hub, all of them in memory.
+    pub quota_backend_bytes: u64,
 }
 
 impl Default for HubSection {
@@ -74,6 +76,7 @@ impl Default for HubSection {
             endpoints: Vec::new(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379),
             data_dir: Path::new(STATE_DIR).join("hub"),
+            quota_backend_bytes: hub::Limits::default().quota,
         }
     }
 }
@@ -181,13 +184,14 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 22] = [
+pub const FIELDS: [(&str, &str); 23] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
     ("hub.endpoints", "[] (this machine embeds the hub)"),
     ("hub.listen", "\"127.0.0.1:2379\""),
     ("hub.data-dir", "\"/var/lib/muster/hub\""),
+    ("hub.quota-backend-bytes", "2147483648"),
     ("api.listen", "none but the unix socket"),
     ("engine.enabled", "true"),
     ("agent.enabled", "true"),
@@ -301,8 +305,13 @@ mod tests {
     #[test]
     fn the_environment_beats_the_file() {
         let text = "[hub]\nendpoints = [\"http://10.0.0.1:2379\"]\n[agent]\nlease-ttl = \"3s\"\n";
-        let variables = [("MUSTER_AGENT_LEASE_TTL", "9s"), ("MUSTER_ROUTER_NGINX_ENABLED", "true")];
+        let variables = [
+            ("MUSTER_AGENT_LEASE_TTL", "9s"),
+            ("MUSTER_ROUTER_NGINX_ENABLED", "true"),
+            ("MUSTER_HUB_QUOTA_BACKEND_BYTES", "1048576"),
+        ];
         let loaded = with(text, &variables).expect("valid");
+        assert_eq!(loaded.config.hub.quota_backend_bytes, 1 << 20);
         assert_eq!(loaded.config.agent.lease_ttl, Duration::from_secs(9));
         assert!(loaded.config.router.nginx.enabled);
         assert_eq!(loaded.origins["hub.endpoints"], Origin::File);

@@ -58,7 +58,8 @@ async fn a_full_hub_refuses_what_adds_until_it_is_disarmed() {
     let put = |key| Txn::new().and_then([TxnOp::put(key, "1", None)]);
     assert_eq!(refusal(client.txn(put("a")).await), no_space());
     let never = Compare::version("a", CompareOp::Greater, 7);
-    assert_eq!(refusal(client.txn(put("a").when([never])).await), no_space());
+    let either = Txn::new().when([never]).and_then([TxnOp::put("a", "1", None)]);
+    assert_eq!(refusal(client.txn(either).await), no_space());
     // Reading is not refused, nor is what frees space.
     assert_eq!(client.get("k000", None).await.unwrap().count(), 1);
     client.txn(Txn::new().and_then([TxnOp::get("k000", None)])).await.unwrap();

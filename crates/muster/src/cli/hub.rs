@@ -47,6 +47,9 @@ enum Verb {
         /// Where to keep the data.
         #[arg(long, default_value = "/var/lib/muster/hub")]
         data_dir: PathBuf,
+        /// How many bytes keys, values and their history may take.
+        #[arg(long, default_value_t = hub::Limits::default().quota)]
+        quota_backend_bytes: u64,
     },
     /// Show how hubs or etcd members are, each endpoint for itself.
     ///
@@ -107,11 +110,11 @@ enum Verb {
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,
     },
-    /// Copy all keys and leases into an etcd cluster, or back, and prove that the copy is equal.
+    /// Copy all keys, leases, users and roles into an etcd cluster, or back, and prove that the keys are equal.
     ///
     /// Goes on until the copy has caught up with the source, then reads both and compares every key, value and lease; the
-    /// ranges that were compared are printed. The target must be empty. Revisions begin anew: to keep them, use
-    /// `snapshot save` and `etcdctl snapshot restore`.
+    /// ranges that were compared are printed. The target must be empty. Revisions begin anew and users need new passwords:
+    /// to keep both, use `snapshot save` and `etcdctl snapshot restore`.
     ///
     /// Example: muster hub migrate --to http://10.0.0.11:2379,http://10.0.0.12:2379
     Migrate(Migrate),
@@ -167,7 +170,7 @@ struct Migrate {
     /// Overwrite and delete what the target has there already.
     #[arg(long)]
     force: bool,
-    /// How long copied leases live: as long as remains, or as long as they were granted for.
+    /// How long copied leases live: as long as they were granted for, or as long as remains, which is for good.
     #[arg(long, value_enum, default_value_t)]
     lease_time: LeaseTimeArg,
     /// As a table or as JSON.
@@ -177,8 +180,8 @@ struct Migrate {
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum LeaseTimeArg {
-    #[default]
     Remaining,
+    #[default]
     Granted,
 }
 
@@ -191,7 +194,9 @@ impl Hub {
     pub async fn run(self) -> Result<ExitCode> {
         // Boxed where a gRPC client is in it, which is large.
         match self.verb {
-            Verb::Serve { listen, data_dir } => serve(listen, data_dir).await,
+            Verb::Serve { listen, data_dir, quota_backend_bytes } => {
+                serve(listen, data_dir, quota_backend_bytes).await
+            }
             Verb::Status { endpoints, output } => Box::pin(status(&endpoints.all()?, output)).await,
             Verb::Snapshot(SnapshotArgs { verb }) => match verb {
                 SnapshotVerb::Save { file, endpoints, output } => {
@@ -245,10 +250,11 @@ fn endpoints_or_configured(given: &[String]) -> Result<Vec<String>> {
     Ok(config::load(file.as_deref(), |name| std::env::var(name).ok())?.config.hub.reach())
 }
 
-async fn serve(listen: std::net::SocketAddr, data_dir: PathBuf) -> Result<ExitCode> {
+async fn serve(listen: std::net::SocketAddr, data_dir: PathBuf, quota: u64) -> Result<ExitCode> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let auth = hub::AuthConfig::default();
-    let config = hub::HubConfig { data_dir, listen, advertise: None, name, auth, tls: None };
+    let limits = hub::Limits { quota, ..hub::Limits::default() };
+    let config = hub::HubConfig { data_dir, listen, advertise: None, name, auth, tls: None, limits };
     let mut signals = agent::Signals::new()?;
     let mut hub = hub::Hub::start(config).await?;
     tracing::info!(address = %hub.address(), "hub serves");
@@ -472,6 +478,9 @@ fn show_proof(proof: &Proof, format: Format) -> Result<ExitCode> {
             "source-revision-now": proof.source_now.0,
             "keys": proof.keys,
             "leases": proof.leases,
+            "roles": proof.access.roles,
+            "users": proof.access.users,
+            "users-without-password": proof.access.without_password,
             "ranges": proof.ranges.iter().map(|range| json!({
                 "first": text(&range.first),
                 "last": text(&range.last),
@@ -501,6 +510,14 @@ fn show_proof(proof: &Proof, format: Format) -> Result<ExitCode> {
                 proof.target
             ))?;
         }
+    }
+    if !proof.access.without_password.is_empty() {
+        eprintln!(
+            "warning: no server tells passwords, so these users have one that nobody knows: {}; give each a new one \
+             (`etcdctl user passwd NAME`), then `etcdctl auth enable`: until then whoever reaches the target may do \
+             everything",
+            proof.access.without_password.join(", ")
+        );
     }
     if proof.source_now > proof.revision {
         eprintln!(
