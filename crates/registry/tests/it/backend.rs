@@ -4,7 +4,7 @@
 
 use crate::etcd_process::Etcd;
 use crate::eventually;
-use ::hub::{AuthConfig, Hub, HubConfig, HubError};
+use ::hub::{AuthConfig, Hub, HubConfig, HubError, Limits};
 use model::Revision;
 use registry::Store;
 use std::net::SocketAddr;
@@ -132,6 +132,7 @@ async fn start(dir: &TempDir, listen: SocketAddr) -> Result<Hub, HubError> {
         name: "test".to_owned(),
         auth: AuthConfig::default(),
         tls: None,
+        limits: Limits::default(),
     })
     .await
 }
