@@ -15,7 +15,6 @@ mod etcdctl;
 mod http;
 mod locks;
 mod migrate;
-mod pause;
 mod raw;
 mod remote;
 mod snapshot;
