@@ -77,7 +77,7 @@ async fn many_snapshots_and_crashes_later_disk_and_history_are_bounded() {
     // The segment in use, those that the snapshot in the making replaces, and the next; two snapshots and one in the
     // making. A segment has 16 MiB.
     assert!(most.0 <= 4 && most.1 <= 3, "{most:?}");
-    assert!(most.2 <= (4 * 16 << 20) + 3 * LIMITS.quota, "{most:?}");
+    assert!(most.2 <= ((4 * 16) << 20) + 3 * LIMITS.quota, "{most:?}");
     let hub = Hub::start(HubConfig { limits: LIMITS, ..crate::config(dir.path()) }).await.unwrap();
     let mut client = connect(&hub).await;
     check(&mut client, &written).await;
