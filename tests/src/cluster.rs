@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use lab::{DiskFile, Lab, LabConfig, Machine, MachineInfo};
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -17,6 +18,7 @@ pub const SOMEAPP: &str = include_str!("../../examples/someapp/someapp@.service"
 /// See [`SOMEAPP`].
 pub const SIDEKICK: &str = include_str!("../../examples/someapp/someapp-discovery@.service");
 const SERVICE: &str = include_str!("../../packaging/muster.service");
+const GUIDE: &str = include_str!("../../docs/guide.md");
 const DOCKER: &str = include_str!("../../packaging/docker.service.d-muster.conf");
 
 /// All of the cluster network, as the default configuration has it.
@@ -38,6 +40,39 @@ pub enum Hub {
     Embedded,
     /// Debian's etcd on m1.
     Etcd,
+    /// m1's daemon with client certificates, made as the guide says, and a user whose logins expire soon. Of two
+    /// machines.
+    Secured,
+}
+
+/// How long logins to [`Hub::Secured`] last that nobody uses.
+pub const LOGIN: Duration = Duration::from_secs(2);
+
+/// The commands of the guide that are marked with `<!-- run: NAME -->`, for machines of another network.
+pub fn guide(name: &str, network: [u8; 3]) -> Result<String> {
+    let (_, rest) = GUIDE
+        .split_once(&format!("<!-- run: {name} -->\n```sh\n"))
+        .with_context(|| format!("the guide has no commands `{name}`"))?;
+    let (commands, _) = rest.split_once("\n```").context("the guide's commands do not end")?;
+    let [a, b, c] = network;
+    Ok(commands.replace("10.0.0.", &format!("{a}.{b}.{c}.")))
+}
+
+/// The files that the guide's commands make.
+fn secrets(network: [u8; 3]) -> Result<BTreeMap<String, Vec<u8>>> {
+    let directory = tempfile::tempdir()?;
+    for name in ["certificates", "passwords"] {
+        let mut shell = Command::new("sh");
+        shell.args(["-e", "-c", &guide(name, network)?]).current_dir(directory.path());
+        let output = shell.output().context("cannot run sh")?;
+        ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(directory.path())? {
+        let entry = entry?;
+        files.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
+    }
+    Ok(files)
 }
 
 /// Where the programs that were built are: beside the one that runs.
@@ -87,6 +122,7 @@ impl Cluster {
             extra.push((wants("etcd-hub.service"), "/etc/systemd/system/etcd-hub.service".to_owned()));
             needs.push(("etcd".to_owned(), "etcd-server".to_owned()));
         }
+        let secrets = if hub == Hub::Secured { secrets(network)? } else { BTreeMap::new() };
         let config = LabConfig {
             name: name.to_owned(),
             network,
@@ -99,7 +135,7 @@ impl Cluster {
             ],
             links: [vec![(wants("muster.service"), "/etc/systemd/system/muster.service".to_owned())], extra]
                 .concat(),
-            machine_files: Some(Arc::new(move |machine| files(machine, hub))),
+            machine_files: Some(Arc::new(move |machine| files(machine, hub, &secrets))),
             needs: [
                 vec![
                     ("nginx".to_owned(), "nginx-light".to_owned()),
@@ -222,15 +258,37 @@ fn wants(unit: &str) -> String {
     format!("/etc/systemd/system/multi-user.target.wants/{unit}")
 }
 
+/// How the guide has a machine speak to the hub.
+const SECURED: &str = "cert-file = \"/etc/muster/hub.crt\"\nkey-file = \"/etc/muster/hub.key\"\n\
+                       ca-file = \"/etc/muster/hub-ca.crt\"\nuser = \"muster\"\n\
+                       password-file = \"/etc/muster/hub.password\"\n";
+
 /// The machine's own configuration.
-fn files(machine: &MachineInfo, hub: Hub) -> Vec<DiskFile> {
+fn files(machine: &MachineInfo, hub: Hub, secrets: &BTreeMap<String, Vec<u8>>) -> Vec<DiskFile> {
     let (_, first) = machine.machines.first().expect("a lab has a machine");
     let mut files = Vec::new();
     let endpoints = format!("endpoints = [\"http://{first}:2379\"]\n");
     let section = match (hub, machine.number) {
         (Hub::Embedded, 1) => "listen = \"0.0.0.0:2379\"\n".to_owned(),
+        (Hub::Secured, 1) => format!(
+            "listen = \"0.0.0.0:2379\"\nclient-ca-file = \"/etc/muster/hub-ca.crt\"\nauth-token-ttl = \"{}s\"\n{SECURED}",
+            LOGIN.as_secs()
+        ),
+        (Hub::Secured, _) => endpoints.replace("http:", "https:") + SECURED,
         _ => endpoints,
     };
+    if hub == Hub::Secured {
+        let secret = |name: &str| secrets.get(name).cloned().unwrap_or_default();
+        for (path, name) in [
+            ("/etc/muster/hub-ca.crt", "ca.crt".to_owned()),
+            ("/etc/muster/hub.crt", format!("{}.crt", machine.name)),
+            ("/etc/muster/hub.key", format!("{}.key", machine.name)),
+            ("/etc/muster/hub.password", "hub.password".to_owned()),
+            ("/root/root.password", "root.password".to_owned()),
+        ] {
+            files.push(DiskFile::new(path, secret(&name)).mode(0o600));
+        }
+    }
     if hub == Hub::Etcd {
         // The others have the unit too, and a condition that is not met there.
         let unit = format!(

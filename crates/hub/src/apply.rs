@@ -6,7 +6,7 @@
 //! Invariant: between `execute` and `commit` nothing leaves the thread.
 
 use crate::compaction::Compaction;
-use crate::dispatch::{Answer, Parcel, Parcels};
+use crate::dispatch::{Answer, Parcels, Post};
 use crate::guard::{self, Guard};
 use crate::pieces::Pieces;
 use crate::request::{AlarmRequest, Alarms, Hash, Health, Reply, Request, WatchRequest};
@@ -39,7 +39,7 @@ pub(crate) struct Apply {
     shared: Arc<Shared>,
     storage: Storage,
     requests: mpsc::Receiver<Request>,
-    parcels: Parcels,
+    post: Post,
     started: Instant,
     watchers: Watchers,
     guard: Guard,
@@ -76,7 +76,7 @@ impl Apply {
             shared,
             storage,
             requests,
-            parcels,
+            post: Post::new(parcels),
             started,
             watchers: Watchers::default(),
             guard,
@@ -304,25 +304,23 @@ impl Apply {
     /// Answers and notifies: everything of the turn is durable.
     fn publish(&mut self, now: Duration) {
         let batches = std::mem::take(&mut self.turn.batches);
-        let answers = std::mem::take(&mut self.turn.answers);
+        let post = &mut self.post;
+        post.answers(&mut self.turn.answers);
         let store = self.shared.read();
         let revision = store.revision();
-        self.watchers.notify(&batches, revision);
+        self.watchers.notify(&batches, revision, post);
         for request in self.turn.watch.drain(..) {
-            self.watchers.on_request(request, &store);
+            self.watchers.on_request(request, &store, post);
         }
         if now >= self.next_progress {
             self.next_progress = now + PROGRESS;
-            self.watchers.progress(revision);
+            self.watchers.progress(revision, post);
         }
         let catching_up = Instant::now();
         while self.watchers.is_behind() && catching_up.elapsed() < CATCH_UP {
-            self.watchers.catch_up(&store);
+            self.watchers.catch_up(&store, post);
         }
-        let parcel = Parcel { answers, letters: self.watchers.take_letters() };
-        if !parcel.answers.is_empty() || !parcel.letters.is_empty() {
-            let _ = self.parcels.send(parcel); // nobody is left if the services have ended
-        }
+        post.send();
     }
 }
 

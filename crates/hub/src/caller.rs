@@ -13,6 +13,8 @@ const TOKEN_NAMES: [&str; 2] = ["token", "authorization"];
 /// What a connection tells of whoever is at its other end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Peer {
+    /// Which connection it is; 0 is none.
+    pub(crate) connection: u64,
     /// The common name of the client's certificate, if it showed one.
     pub(crate) common_name: Option<Arc<str>>,
 }

@@ -4,25 +4,34 @@
 //! seconds, not an error.
 
 use crate::request::{Queue, Request};
+use crate::rpc;
 use crate::stop::Until;
 use crate::storage::{Identity, random_id};
 use etcd_client::proto as pb;
 use futures_util::StreamExt;
 use mvcc::{LeaseGrantRequest, LeaseId};
+use std::convert::Infallible;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::server::NamedService;
 use tonic::{Response, Status};
 
+/// Answers of one stream.
+type KeepAlives = Pin<Box<dyn Stream<Item = Result<pb::PbLeaseKeepAliveResponse, Status>> + Send>>;
+
+#[derive(Clone)]
 pub(crate) struct LeaseService {
     pub(crate) queue: Queue,
     pub(crate) identity: Identity,
     pub(crate) stop: CancellationToken,
 }
 
-#[tonic::async_trait]
-impl pb::PbLeaseService for LeaseService {
+impl LeaseService {
     async fn lease_grant(
         &self,
         request: tonic::Request<pb::PbLeaseGrantRequest>,
@@ -50,13 +59,10 @@ impl pb::PbLeaseService for LeaseService {
         Ok(Response::new(pb::PbLeaseRevokeResponse { header: self.identity.header(response.revision) }))
     }
 
-    type LeaseKeepAliveStream =
-        Pin<Box<dyn Stream<Item = Result<pb::PbLeaseKeepAliveResponse, Status>> + Send>>;
-
     async fn lease_keep_alive(
         &self,
         request: tonic::Request<tonic::Streaming<pb::PbLeaseKeepAliveRequest>>,
-    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+    ) -> Result<Response<KeepAlives>, Status> {
         let (queue, identity) = (self.queue.by(&request), self.identity);
         let answers = request.into_inner().then(move |request| {
             let queue = queue.clone();
@@ -97,5 +103,45 @@ impl pb::PbLeaseService for LeaseService {
             header: self.identity.header(revision),
             leases: leases.into_iter().map(|id| pb::PbLeaseStatus { id: id.0 }).collect(),
         }))
+    }
+}
+
+impl NamedService for LeaseService {
+    const NAME: &'static str = "etcdserverpb.Lease";
+}
+
+impl Service<http::Request<Body>> for LeaseService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            let service = &service;
+            let path = request.uri().path().to_owned();
+            Ok(match path.as_str() {
+                "/etcdserverpb.Lease/LeaseKeepAlive" => {
+                    rpc::both_streaming(request, |request| service.lease_keep_alive(request)).await
+                }
+                "/etcdserverpb.Lease/LeaseGrant" => {
+                    rpc::unary(request, |request| service.lease_grant(request)).await
+                }
+                "/etcdserverpb.Lease/LeaseRevoke" => {
+                    rpc::unary(request, |request| service.lease_revoke(request)).await
+                }
+                "/etcdserverpb.Lease/LeaseTimeToLive" => {
+                    rpc::unary(request, |request| service.lease_time_to_live(request)).await
+                }
+                "/etcdserverpb.Lease/LeaseLeases" => {
+                    rpc::unary(request, |request| service.lease_leases(request)).await
+                }
+                path => rpc::unknown_method(Self::NAME, path),
+            })
+        })
     }
 }

@@ -12,8 +12,6 @@ mod auth;
 mod bolt;
 /// Who makes a call.
 mod caller;
-/// The names in client certificates.
-mod certificate;
 /// The Cluster service.
 mod cluster;
 /// When the hub compacts by itself.
@@ -90,20 +88,18 @@ use crate::request::Queue;
 use crate::shared::Shared;
 use crate::space::Space;
 use crate::storage::{Opened, Storage};
-use crate::tls::Incoming;
+use crate::tls::{Certificates, Incoming};
 use etcd_client::proto as pb;
 use futures_util::StreamExt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -202,24 +198,9 @@ pub enum HubError {
         #[source]
         source: std::io::Error,
     },
-    /// A certificate or key cannot be read.
-    #[error("could not read {path}")]
-    TlsFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// A certificate or key is of no use.
-    #[error("could not use {path} for TLS")]
-    Tls {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: rustls::Error,
-    },
+    #[error(transparent)]
+    Tls(#[from] access::FileError),
     /// The server stopped.
     #[error("the gRPC server stopped")]
     Serve(#[source] Option<tonic::transport::Error>),
@@ -248,8 +229,8 @@ impl Hub {
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
         let (data_dir, tls, limits) = (config.data_dir.clone(), config.tls.clone(), config.limits);
         let opened = tokio::task::spawn_blocking(move || {
-            let tls = tls.as_ref().map(TlsConfig::load).transpose()?;
-            Ok((open(&data_dir, limits)?, tls))
+            let tls = tls.map(Certificates::load).transpose()?;
+            Ok::<_, HubError>((open(&data_dir, limits)?, tls))
         });
         let (loaded, tls) =
             opened.await.map_err(|panic| HubError::Apply(Some(std::io::Error::other(panic))))??;
@@ -282,7 +263,7 @@ impl Hub {
         let advertise = config.advertise.unwrap_or_else(|| default_url(address, tls.is_some()));
         let (q, c) = (|| queue.clone(), || closing.clone());
         let kv = kv::KvService { queue: q(), identity };
-        let watch = watch::WatchService { queue: q(), identity, stop: c(), next_stream: AtomicU64::new(1) };
+        let watch = watch::WatchService { queue: q(), identity, stop: c() };
         let lease = lease::LeaseService { queue: q(), identity, stop: c() };
         let cluster = cluster::ClusterService { queue: q(), identity, name: config.name, advertise };
         let maintenance = maintenance::MaintenanceService { queue: q(), identity, stop: c() };
@@ -290,9 +271,9 @@ impl Hub {
         let lock = lock::LockService { queue: q(), identity, stop: c() };
         let election = election::ElectionService { queue: q(), identity, stop: c() };
         // tonic's own default of 4 MiB limits requests; answers have no limit.
-        let grpc = Routes::new(pb::PbKvServer::new(kv).max_encoding_message_size(usize::MAX))
-            .add_service(pb::PbWatchServer::new(watch).max_encoding_message_size(usize::MAX))
-            .add_service(pb::PbLeaseServer::new(lease).max_encoding_message_size(usize::MAX))
+        let grpc = Routes::new(kv)
+            .add_service(watch)
+            .add_service(lease)
             .add_service(pb::PbClusterServer::new(cluster))
             .add_service(pb::PbMaintenanceServer::new(maintenance))
             .add_service(auth)
@@ -307,7 +288,7 @@ impl Hub {
             .http2_keepalive_interval(Some(KEEPALIVE))
             .add_routes(http::routes(grpc, q(), identity));
         let incoming = Incoming::new(TcpIncoming::from(listener).with_nodelay(Some(true)), tls);
-        let incoming = incoming.map(|connection| connection.map(io::Gathering));
+        let incoming = incoming.map(|connection| connection.map(io::Gathering::new));
         let server =
             io.spawn(server.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()));
         info!(%address, revision, bytes = keys, "hub started");

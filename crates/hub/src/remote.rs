@@ -3,8 +3,15 @@
 //! Works on any server of etcd's v3 API. Invariant: every call ends, with an answer or with an error that says which
 //! server was asked for what.
 
+/// Users and roles.
+mod users;
+
 use crate::snapshot::{HashCheck, SnapshotError, SnapshotFile, SnapshotStatus};
-use etcd_client::{Client, CompactionOptions, ConnectOptions, Error, GetOptions};
+use access::{Access, FileError};
+use etcd_client::proto::PbAlarmMember;
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, ConnectOptions, Error, GetOptions,
+};
 use mvcc::Revision;
 use std::fmt;
 use std::io;
@@ -27,9 +34,7 @@ const LONG: Duration = Duration::from_secs(600);
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// Nobody listens, or nobody answers.
-    #[error(
-        "{endpoints} cannot be reached: name the endpoint of a hub or etcd that runs (--endpoints http://ADDRESS:2379)"
-    )]
+    #[error("{endpoints} cannot be reached (--endpoints names another hub or etcd)")]
     Unreachable {
         /// Who was asked.
         endpoints: String,
@@ -48,6 +53,9 @@ pub enum RemoteError {
         #[source]
         source: Cause,
     },
+    /// A certificate, key or password is of no use.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A snapshot's file cannot be written.
     #[error("could not write {path}")]
     Write {
@@ -65,20 +73,28 @@ pub enum RemoteError {
 impl RemoteError {
     /// Whether a server refused in these words of etcd's.
     pub(crate) fn says(&self, refusal: mvcc::Error) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.to_string() == refusal.to_string())
+        matches!(self, Self::Refused { source, .. } if source.said == refusal.to_string())
     }
 }
 
-/// What the server said, or the network; in the server's own words if it said anything.
+/// What the server said, or the network, and what helps; in the server's own words if it said anything.
 #[derive(Debug)]
-pub struct Cause(Box<Error>);
+pub struct Cause {
+    said: String,
+    remedy: Option<&'static str>,
+}
+
+impl Cause {
+    fn new(error: &Error, access: &Access) -> Self {
+        let said = access::reason(error, access);
+        Self { remedy: access::remedy(&said, access), said }
+    }
+}
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.0 {
-            Error::GRpcStatus(status) => f.write_str(status.message()),
-            other => other.fmt(f),
-        }
+        f.write_str(&self.said)?;
+        self.remedy.map_or(Ok(()), |remedy| write!(f, ": {remedy}"))
     }
 }
 
@@ -87,7 +103,7 @@ impl std::error::Error for Cause {}
 /// A server, or the members of a cluster.
 #[derive(Clone)]
 pub struct Remote {
-    endpoints: String,
+    access: Access,
     pub(crate) client: Client,
 }
 
@@ -114,17 +130,52 @@ pub struct Status {
     pub errors: Vec<String>,
 }
 
+/// What a member complains of until somebody says that it is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// Which member.
+    pub member: u64,
+    /// What it is, as etcdctl calls it: `NOSPACE`, `CORRUPT`.
+    pub kind: &'static str,
+}
+
+impl Alarm {
+    fn new(wire: &PbAlarmMember) -> Self {
+        let kind = match wire.alarm {
+            1 => "NOSPACE",
+            2 => "CORRUPT",
+            _ => "UNKNOWN",
+        };
+        Self { member: wire.member_id, kind }
+    }
+}
+
 impl Remote {
-    /// Connects to one server, or to any of a cluster's members.
-    pub async fn connect(endpoints: &[String]) -> Result<Self, RemoteError> {
-        let names = endpoints.join(",");
-        let options = ConnectOptions::new().with_connect_timeout(CONNECT);
-        let unreachable = |source| RemoteError::Unreachable { endpoints: names.clone(), source };
-        let client = tokio::time::timeout(CONNECT, Box::pin(Client::connect(endpoints, Some(options))))
-            .await
-            .map_err(|_| unreachable(None))?
-            .map_err(|error| unreachable(Some(Cause(Box::new(error)))))?;
-        Ok(Self { endpoints: names, client })
+    /// Connects to one server, or to any of a cluster's members, and logs in if `access` has a user.
+    pub async fn connect(access: impl Into<Access>) -> Result<Self, RemoteError> {
+        let access = access.into();
+        let ready = access.ready()?;
+        // Nothing is asked before a login, and a copy may take longer than a token lives.
+        let options = ConnectOptions::new().with_connect_timeout(CONNECT).with_auto_token_refresh(true);
+        let options = ready.options(options);
+        let connected = async {
+            let mut client = Box::pin(Client::connect(&access.endpoints, Some(options))).await?;
+            match Box::pin(client.update_user(ready.login)).await {
+                Ok(()) => Ok(client),
+                // A server without users serves everybody.
+                Err(Error::GRpcStatus(status))
+                    if status.message() == mvcc::Error::AuthNotEnabled.to_string() =>
+                {
+                    Ok(client)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        match tokio::time::timeout(CONNECT, connected).await {
+            Ok(Ok(client)) => Ok(Self { access, client }),
+            Ok(Err(error)) => Err(failed(&access, "let us in", &error)),
+            Err(_) => Err(RemoteError::Unreachable { endpoints: access.names(), source: None }),
+        }
     }
 
     /// Waits for an answer. Boxes the call first: those of gRPC clients are large.
@@ -142,14 +193,10 @@ impl Remote {
         what: &'static str,
         answer: Pin<Box<impl Future<Output = Result<T, Error>>>>,
     ) -> Result<T, RemoteError> {
-        let endpoints = self.endpoints.clone();
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if unavailable(&error) => {
-                Err(RemoteError::Unreachable { endpoints, source: Some(Cause(Box::new(error))) })
-            }
-            Ok(Err(source)) => Err(RemoteError::Refused { endpoints, what, source: Cause(Box::new(source)) }),
-            Err(_) => Err(RemoteError::Unreachable { endpoints, source: None }),
+            Ok(Err(error)) => Err(failed(&self.access, what, &error)),
+            Err(_) => Err(RemoteError::Unreachable { endpoints: self.access.names(), source: None }),
         }
     }
 
@@ -206,6 +253,32 @@ impl Remote {
     pub async fn defragment(&self) -> Result<(), RemoteError> {
         let mut client = self.client.clone();
         self.ask_within(LONG, "defragment its data", Box::pin(client.defragment())).await.map(|_| ())
+    }
+
+    /// The alarms that are raised.
+    pub async fn alarms(&self) -> Result<Vec<Alarm>, RemoteError> {
+        Ok(self.raised().await?.iter().map(Alarm::new).collect())
+    }
+
+    async fn raised(&self) -> Result<Vec<PbAlarmMember>, RemoteError> {
+        let mut client = self.client.clone();
+        let listed = client.alarm(AlarmAction::Get, AlarmType::None, None);
+        Ok(self.ask("list its alarms", listed).await?.0.alarms)
+    }
+
+    /// Withdraws all alarms; tells which. One whose cause lasts comes again.
+    pub async fn disarm(&self) -> Result<Vec<Alarm>, RemoteError> {
+        let mut withdrawn = Vec::new();
+        for alarm in self.raised().await? {
+            let kind = if alarm.alarm == 2 { AlarmType::Corrupt } else { AlarmType::Nospace };
+            let mut options = AlarmOptions::new();
+            options.with_member(alarm.member_id);
+            let mut client = self.client.clone();
+            let asked = client.alarm(AlarmAction::Deactivate, kind, Some(options));
+            let answer = self.ask("withdraw the alarm", asked).await?;
+            withdrawn.extend(answer.0.alarms.iter().map(Alarm::new));
+        }
+        Ok(withdrawn)
     }
 
     /// Saves a snapshot to `file`, which is there whole or not at all; one of that name is replaced. `tell` hears how
@@ -267,10 +340,23 @@ fn part(file: &Path) -> PathBuf {
     file.with_file_name(name)
 }
 
+fn failed(access: &Access, what: &'static str, error: &Error) -> RemoteError {
+    let (endpoints, source) = (access.names(), Cause::new(error, access));
+    if unavailable(error) {
+        RemoteError::Unreachable { endpoints, source: Some(source) }
+    } else {
+        RemoteError::Refused { endpoints, what, source }
+    }
+}
+
+/// Whether nobody was asked, or nobody answered. A status with a source was made on this side, of a connection that
+/// broke.
 fn unavailable(error: &Error) -> bool {
     match error {
         Error::TransportError(_) | Error::IoError(_) => true,
-        Error::GRpcStatus(status) => status.code() == tonic::Code::Unavailable,
+        Error::GRpcStatus(status) => {
+            status.code() == tonic::Code::Unavailable || std::error::Error::source(status).is_some()
+        }
         _ => false,
     }
 }

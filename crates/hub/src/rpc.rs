@@ -1,7 +1,8 @@
 //! Calls of the services that are written by hand.
 //!
 //! etcd-client keeps some of etcd's messages to itself, so tonic's generated server traits cannot be implemented from
-//! outside for every service; those services match the path of a call themselves and answer with what is here.
+//! outside for every service; and the generated code has large buffers for small messages. Services match the path of a
+//! call themselves and answer with what is here.
 //! Invariant: the bytes on the wire are those of a generated service.
 
 use crate::wire::Prost;
@@ -9,8 +10,8 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::body::Body;
 use tonic::codegen::http;
-use tonic::server::{Grpc, ServerStreamingService, UnaryService};
-use tonic::{Request, Response, Status};
+use tonic::server::{Grpc, ServerStreamingService, StreamingService, UnaryService};
+use tonic::{Request, Response, Status, Streaming};
 
 /// A function as tonic's kind of service.
 struct Answer<F>(F);
@@ -43,6 +44,21 @@ where
     }
 }
 
+impl<F, Q, A, S, Fut> StreamingService<Q> for Answer<F>
+where
+    F: FnMut(Request<Streaming<Q>>) -> Fut,
+    Fut: Future<Output = Result<Response<S>, Status>> + Send,
+    S: Stream<Item = Result<A, Status>> + Send + 'static,
+{
+    type Response = A;
+    type ResponseStream = S;
+    type Future = Fut;
+
+    fn call(&mut self, requests: Request<Streaming<Q>>) -> Fut {
+        (self.0)(requests)
+    }
+}
+
 /// One request, one answer.
 pub(crate) async fn unary<Q, A, Fut>(
     request: http::Request<Body>,
@@ -68,6 +84,20 @@ where
     Fut: Future<Output = Result<Response<S>, Status>> + Send,
 {
     Grpc::new(Prost::<A, Q>::default()).server_streaming(Answer(answer), request).await
+}
+
+/// A stream of requests, a stream of answers.
+pub(crate) async fn both_streaming<Q, A, S, Fut>(
+    request: http::Request<Body>,
+    answer: impl FnMut(Request<Streaming<Q>>) -> Fut + Send,
+) -> http::Response<Body>
+where
+    Q: Message + Default + Send + 'static,
+    A: Message + Send + 'static,
+    S: Stream<Item = Result<A, Status>> + Send + 'static,
+    Fut: Future<Output = Result<Response<S>, Status>> + Send,
+{
+    Grpc::new(Prost::<A, Q>::default()).streaming(Answer(answer), request).await
 }
 
 /// The answer to a method that the service does not have; grpc-go's words.

@@ -13,16 +13,12 @@ use mvcc::{
     PutRequest, RangeRequest, RangeResponse, Revision, SortOrder, SortTarget, TxnRequest, TxnResponse,
     Watcher,
 };
-use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 /// Seconds that a lease lives which was not given; etcd's.
 const DEFAULT_LEASE_TTL: i64 = 60;
-
-/// Streams of this kind are counted from here, far above those of clients.
-static NEXT_STREAM: AtomicU64 = AtomicU64::new(1 << 63);
 
 /// Asks the hub on behalf of one call.
 #[derive(Clone)]
@@ -96,7 +92,7 @@ impl Session {
         let (sender, outgoing) = mpsc::channel(OUTGOING);
         let permit = sender.clone().reserve_owned().await.map_err(|_| status(Error::Stopped))?;
         let watcher = Watcher { range, no_put: false, no_delete: false, prev_kv: false };
-        let stream: StreamId = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
+        let stream = StreamId::new(0);
         let kind = WatchKind::Create { id: 0, watcher, start, progress_notify: false, fragment: false };
         self.queue.send(Request::Watch(WatchRequest { stream, outgoing: sender, permit, kind })).await?;
         Ok(Watching { outgoing, stop: self.stop.clone() })
@@ -118,10 +114,11 @@ impl Watching {
                 () = self.stop.cancelled() => None,
             };
             match outgoing {
-                Some(Outgoing::Events { deliveries, .. }) => {
-                    let events = deliveries.iter().flat_map(|delivery| {
-                        delivery.batches.iter().flat_map(|batch| delivery.watcher.select(batch))
-                    });
+                Some(Outgoing::Events(delivery)) => {
+                    let events = delivery
+                        .shares
+                        .iter()
+                        .flat_map(|share| share.batches.iter().flat_map(|batch| share.watcher.select(batch)));
                     return Ok(Some(events.collect()));
                 }
                 Some(Outgoing::Canceled { .. }) => return Ok(None),

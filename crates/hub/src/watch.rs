@@ -1,204 +1,140 @@
-//! The Watch service: one stream's side of [`watchers`](crate::watchers).
+//! The Watch service: takes what clients ask of [`watchers`](crate::watchers) to the apply thread.
 //!
-//! Takes the client's requests to the apply thread and turns what comes back into messages. Invariants: messages go
-//! out in the order in which the apply thread queued them; the client's next request is not read before there is
-//! room for the answer to the last one, so a client that only asks and never reads stops itself.
+//! What goes back is in [`answers`]. Written by hand rather than generated, so that an event which a thousand streams
+//! want is encoded once and the bytes are shared. Invariant: the client's next request is not read before there is room
+//! for the answer to the last one, so a client that only asks and never reads stops itself.
 
-use crate::convert;
+/// From the apply thread's messages to the bytes of a stream.
+mod answers;
+
+use crate::caller::Peer;
 use crate::request::{Queue, Request, WatchKind, WatchRequest, status};
-use crate::stop::Until;
+use crate::rpc;
 use crate::storage::Identity;
-use crate::watchers::{Delivery, OUTGOING, Outgoing, StreamId};
+use crate::watchers::{OUTGOING, Outgoing, StreamId};
+use crate::wire::Prost;
+use answers::Answers;
 use etcd_client::proto as pb;
 use mvcc::{KeyRange, Revision, Watcher};
-use prost::Message;
-use std::collections::VecDeque;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::task::{Context, Poll};
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::codec::Codec;
+use tonic::codegen::{Service, http};
+use tonic::metadata::GRPC_CONTENT_TYPE;
+use tonic::server::NamedService;
+use tonic::{Status, Streaming};
 
-/// Where an answer is split if its watcher allows fragments; etcd's (1.5 MiB and half a MiB of overhead).
-const FRAGMENT_BYTES: usize = 2 << 20;
-
-/// Where an answer is split between revisions, fragments or not: clients take up to 4 MiB by default.
-const ANSWER_BYTES: usize = 1 << 20;
-
+#[derive(Clone)]
 pub(crate) struct WatchService {
     pub(crate) queue: Queue,
     pub(crate) identity: Identity,
     pub(crate) stop: CancellationToken,
-    pub(crate) next_stream: AtomicU64,
 }
 
-#[tonic::async_trait]
-impl pb::PbWatchService for WatchService {
-    type WatchStream = Until<WatchStream>;
-
-    async fn watch(
-        &self,
-        request: tonic::Request<Streaming<pb::PbWatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+impl WatchService {
+    fn watch(&self, request: http::Request<Body>) -> http::Response<Body> {
+        // As a generated service without compression refuses it.
+        let compressed =
+            request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
+        if compressed {
+            return Status::unimplemented("compressed requests are not supported").into_http();
+        }
+        let request = request.map(|body| {
+            let mut codec = Prost::<pb::PbWatchResponse, pb::PbWatchRequest>::default();
+            Streaming::new_request(codec.decoder(), body, None, None)
+        });
+        let request = tonic::Request::from_http(request);
         let (sender, outgoing) = mpsc::channel(OUTGOING);
-        let stream = WatchStream {
-            id: self.next_stream.fetch_add(1, Ordering::Relaxed),
+        let asker = Asker {
+            stream: StreamId::new(request.extensions().get::<Peer>().map_or(0, |peer| peer.connection)),
             queue: self.queue.by(&request),
-            identity: self.identity,
-            requests: request.into_inner(),
-            asking: None,
             sender,
-            outgoing,
-            ready: VecDeque::new(),
         };
-        Ok(Response::new(Until::new(stream, self.stop.clone())))
+        let asking = asker.run(request.into_inner(), self.stop.clone());
+        let mut response = http::Response::new(Body::new(Answers::new(self.identity, outgoing, asking)));
+        response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+        response
     }
 }
 
-type Asking = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
+impl NamedService for WatchService {
+    const NAME: &'static str = "etcdserverpb.Watch";
+}
 
-/// The answers of one stream.
-pub(crate) struct WatchStream {
-    id: StreamId,
+impl Service<http::Request<Body>> for WatchService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        ready(Ok(match request.uri().path() {
+            "/etcdserverpb.Watch/Watch" => self.watch(request),
+            path => rpc::unknown_method(Self::NAME, path),
+        }))
+    }
+}
+
+/// One stream's way to the apply thread.
+struct Asker {
+    stream: StreamId,
     queue: Queue,
-    identity: Identity,
-    requests: Streaming<pb::PbWatchRequest>,
-    /// A request on its way to the apply thread.
-    asking: Option<Asking>,
     sender: mpsc::Sender<Outgoing>,
-    outgoing: mpsc::Receiver<Outgoing>,
-    /// Answers made of the last message.
-    ready: VecDeque<pb::PbWatchResponse>,
 }
 
-impl Stream for WatchStream {
-    type Item = Result<pb::PbWatchResponse, Status>;
+impl Asker {
+    /// Asks what the client asks, until it is done, something fails, or the hub stops.
+    async fn run(
+        self,
+        requests: Streaming<pb::PbWatchRequest>,
+        stop: CancellationToken,
+    ) -> Result<(), Status> {
+        let stopped = stop.run_until_cancelled(self.ask_all(requests)).await;
+        stopped.unwrap_or_else(|| Err(status(mvcc::Error::Stopped)))
+    }
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        loop {
-            if let Some(answer) = this.ready.pop_front() {
-                return Poll::Ready(Some(Ok(answer)));
-            }
-            match this.outgoing.poll_recv(cx) {
-                Poll::Ready(Some(outgoing)) => {
-                    this.take(outgoing);
-                    continue;
-                }
-                Poll::Ready(None) => return Poll::Ready(Some(Err(status(mvcc::Error::Stopped)))),
-                Poll::Pending => {}
-            }
-            if let Some(asking) = &mut this.asking {
-                let asked = ready!(asking.as_mut().poll(cx));
-                this.asking = None;
-                if let Err(error) = asked {
-                    return Poll::Ready(Some(Err(error)));
-                }
-                continue;
-            }
-            match ready!(Pin::new(&mut this.requests).poll_next(cx)) {
-                Some(Ok(request)) => this.ask(request),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None), // the client is done
-            }
+    async fn ask_all(&self, mut requests: Streaming<pb::PbWatchRequest>) -> Result<(), Status> {
+        while let Some(request) = requests.next().await {
+            let Some(kind) = kind(request?) else { continue };
+            let permit = self.sender.clone().reserve_owned().await;
+            let permit = permit.map_err(|_| status(mvcc::Error::Stopped))?;
+            let (stream, outgoing) = (self.stream, self.sender.clone());
+            self.queue.send(Request::Watch(WatchRequest { stream, outgoing, permit, kind })).await?;
         }
+        Ok(())
     }
 }
 
-impl WatchStream {
-    fn ask(&mut self, request: pb::PbWatchRequest) {
-        use pb::PbWatchRequestUnion as Union;
-        let kind = match request.request_union {
-            Some(Union::CreateRequest(create)) => {
-                // Unlike elsewhere, no key is the first key.
-                let key = if create.key.is_empty() { vec![0] } else { create.key };
-                let watcher = Watcher {
-                    range: KeyRange::from_wire(key, create.range_end),
-                    no_put: create.filters.contains(&0),
-                    no_delete: create.filters.contains(&1),
-                    prev_kv: create.prev_kv,
-                };
-                WatchKind::Create {
-                    id: create.watch_id,
-                    watcher,
-                    start: Revision(create.start_revision),
-                    progress_notify: create.progress_notify,
-                    fragment: create.fragment,
-                }
-            }
-            Some(Union::CancelRequest(cancel)) => WatchKind::Cancel { id: cancel.watch_id },
-            Some(Union::ProgressRequest(_)) => WatchKind::Progress,
-            None => return, // a kind of a later version; etcd ignores it too
-        };
-        let (stream, queue, outgoing) = (self.id, self.queue.clone(), self.sender.clone());
-        self.asking = Some(Box::pin(async move {
-            let stopped = |_| status(mvcc::Error::Stopped);
-            let permit = outgoing.clone().reserve_owned().await.map_err(stopped)?;
-            queue.send(Request::Watch(WatchRequest { stream, outgoing, permit, kind })).await
-        }));
-    }
-
-    /// Makes answers of a message.
-    fn take(&mut self, outgoing: Outgoing) {
-        let blank = |identity: &Identity, id, revision| pb::PbWatchResponse {
-            header: identity.header(revision),
-            watch_id: id,
-            ..Default::default()
-        };
-        let identity = self.identity;
-        match outgoing {
-            Outgoing::Created { id, revision } => {
-                self.ready.push_back(pb::PbWatchResponse { created: true, ..blank(&identity, id, revision) });
-            }
-            Outgoing::Refused { id, revision, reason } => self.ready.push_back(pb::PbWatchResponse {
-                created: true,
-                canceled: true,
-                cancel_reason: reason,
-                ..blank(&identity, id, revision)
-            }),
-            Outgoing::Canceled { id, revision, compacted } => self.ready.push_back(pb::PbWatchResponse {
-                canceled: true,
-                compact_revision: compacted.map_or(0, |revision| revision.0),
-                cancel_reason: compacted.map_or_else(String::new, |_| mvcc::Error::Compacted.to_string()),
-                ..blank(&identity, id, revision)
-            }),
-            Outgoing::Progress { id, revision } => self.ready.push_back(blank(&identity, id, revision)),
-            Outgoing::Events { revision, deliveries } => {
-                for delivery in deliveries {
-                    let blank = blank(&identity, delivery.id, revision);
-                    split(&delivery, |events, fragment| {
-                        self.ready.push_back(pb::PbWatchResponse { events, fragment, ..blank.clone() });
-                    });
-                }
+/// What a request asks; none if it is of a kind of a later version, which etcd ignores too.
+fn kind(request: pb::PbWatchRequest) -> Option<WatchKind> {
+    use pb::PbWatchRequestUnion as Union;
+    Some(match request.request_union? {
+        Union::CreateRequest(create) => {
+            // Unlike elsewhere, no key is the first key.
+            let key = if create.key.is_empty() { vec![0] } else { create.key };
+            let watcher = Watcher {
+                range: KeyRange::from_wire(key, create.range_end),
+                no_put: create.filters.contains(&0),
+                no_delete: create.filters.contains(&1),
+                prev_kv: create.prev_kv,
+            };
+            WatchKind::Create {
+                id: create.watch_id,
+                watcher,
+                start: Revision(create.start_revision),
+                progress_notify: create.progress_notify,
+                fragment: create.fragment,
             }
         }
-    }
-}
-
-/// Makes answers of at most about [`ANSWER_BYTES`] of a delivery. A revision is divided only if its watcher
-/// allows fragments; the second argument of `answer` says whether more of the same follows.
-fn split(delivery: &Delivery, mut answer: impl FnMut(Vec<pb::PbEvent>, bool)) {
-    let mut events: Vec<pb::PbEvent> = Vec::new();
-    let mut size = 0;
-    for batch in &delivery.batches {
-        if size >= ANSWER_BYTES {
-            answer(std::mem::take(&mut events), false);
-            size = 0;
-        }
-        for event in delivery.watcher.select(batch) {
-            let event = convert::event(event);
-            let bytes = event.encoded_len();
-            if delivery.fragment && size + bytes > FRAGMENT_BYTES && !events.is_empty() {
-                answer(std::mem::take(&mut events), true);
-                size = 0;
-            }
-            size += bytes;
-            events.push(event);
-        }
-    }
-    if !events.is_empty() {
-        answer(events, false);
-    }
+        Union::CancelRequest(cancel) => WatchKind::Cancel { id: cancel.watch_id },
+        Union::ProgressRequest(_) => WatchKind::Progress,
+    })
 }

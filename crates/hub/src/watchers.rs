@@ -6,19 +6,35 @@
 //! the apply thread's time. Invariant: per watcher every revision is queued once and in order; an unsynced watcher's
 //! `next` is the first revision that has not been.
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use mvcc::{Batch, Revision, Store, WatchIndex, Watcher};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 
-use crate::dispatch::Letter;
+use crate::dispatch::{Letter, Post};
 use crate::request::{WatchKind, WatchRequest};
 
-/// Names a stream for as long as the hub runs.
-pub(crate) type StreamId = u64;
+/// Streams so far.
+static STREAMS: AtomicU64 = AtomicU64::new(0);
+
+/// Names a stream for as long as the hub runs. Those of a connection are together in the order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StreamId {
+    /// 0 is none: the hub's own.
+    pub(crate) connection: u64,
+    number: u64,
+}
+
+impl StreamId {
+    pub(crate) fn new(connection: u64) -> Self {
+        Self { connection, number: STREAMS.fetch_add(1, Ordering::Relaxed) }
+    }
+}
 
 /// Messages that may wait for one stream. A message holds all that one group commit has for it, by reference; so
 /// this is some milliseconds of a busy hub, and a stream that lags by more is better served from history.
@@ -30,6 +46,10 @@ const CATCH_UP_BATCHES: usize = 4096;
 
 /// Events in one catch-up message; about what gRPC sends in one go.
 const CATCH_UP_EVENTS: usize = 1024;
+
+/// How many different deliveries of a turn are looked at to find one that is the same. Machines of one kind watch the
+/// same things, so there are few; and where all differ, looking costs little against sending.
+const ALIKE: usize = 8;
 
 /// What a stream has to send, in this order.
 #[derive(Debug)]
@@ -54,19 +74,31 @@ pub(crate) enum Outgoing {
         id: i64,
         revision: Revision,
     },
-    Events {
-        revision: Revision,
-        deliveries: Vec<Delivery>,
-    },
+    Events(Arc<Delivery>),
+}
+
+/// What a turn has for a stream. Streams whose watchers are alike share one, so that it is encoded once for all.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) revision: Revision,
+    pub(crate) shares: Vec<Share>,
+    /// What goes out, once a stream has encoded it; none if each had better do that for itself.
+    pub(crate) encoded: OnceLock<Option<Bytes>>,
 }
 
 /// Batches with something in them for one watcher; the stream picks it out, on its own thread.
 #[derive(Debug)]
-pub(crate) struct Delivery {
+pub(crate) struct Share {
     pub(crate) id: i64,
     pub(crate) watcher: Arc<Watcher>,
     pub(crate) fragment: bool,
     pub(crate) batches: Vec<Arc<Batch>>,
+}
+
+impl Delivery {
+    fn new(revision: Revision, shares: Vec<Share>) -> Arc<Self> {
+        Arc::new(Self { revision, shares, encoded: OnceLock::new() })
+    }
 }
 
 /// A place in `slots`.
@@ -81,8 +113,8 @@ struct Watch {
     synced: bool,
     /// The first revision wanted, and while unsynced the first one not queued yet.
     next: Revision,
-    /// What this turn has for it.
-    pending: Vec<Arc<Batch>>,
+    /// What this turn has for it: places among the turn's batches.
+    pending: Vec<usize>,
 }
 
 struct Stream {
@@ -108,8 +140,8 @@ pub(crate) struct Watchers {
     touched: Vec<Slot>,
     events: FuturesUnordered<BoxFuture<'static, StreamEvent>>,
     catching_up: VecDeque<(StreamId, mpsc::OwnedPermit<Outgoing>)>,
-    /// What this turn has to deliver.
-    letters: Vec<Letter>,
+    /// What was made for the last streams; empty between turns.
+    alike: VecDeque<Arc<Delivery>>,
 }
 
 impl Watchers {
@@ -124,11 +156,6 @@ impl Watchers {
     /// How many watchers there are.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
-    }
-
-    /// What has gathered for the streams, in order.
-    pub(crate) fn take_letters(&mut self) -> Vec<Letter> {
-        std::mem::take(&mut self.letters)
     }
 
     /// Whether [`catch_up`](Self::catch_up) has something to do right now.
@@ -158,8 +185,8 @@ impl Watchers {
     }
 
     /// Queues a turn's batches, which are durable by now. `revision` is the store's.
-    pub(crate) fn notify(&mut self, batches: &[Arc<Batch>], revision: Revision) {
-        for batch in batches {
+    pub(crate) fn notify(&mut self, batches: &[Arc<Batch>], revision: Revision, post: &mut Post) {
+        for (place, batch) in batches.iter().enumerate() {
             for event in &batch.events {
                 let (slots, touched) = (&mut self.slots, &mut self.touched);
                 self.index.matching(&event.kv.key, |slot| {
@@ -168,11 +195,11 @@ impl Watchers {
                         return;
                     }
                     match watch.pending.last() {
-                        Some(last) if last.revision == batch.revision => return,
+                        Some(last) if *last == place => return,
                         Some(_) => {}
                         None => touched.push(slot),
                     }
-                    watch.pending.push(Arc::clone(batch));
+                    watch.pending.push(place);
                 });
             }
         }
@@ -183,32 +210,68 @@ impl Watchers {
         // One message per stream, whatever the number of its watchers.
         touched.sort_unstable();
         for of_stream in touched.chunk_by(|a, b| a.0 == b.0) {
-            self.push(of_stream, revision);
+            self.push(of_stream, batches, revision, post);
         }
+        self.alike.clear();
     }
 
     /// Queues what is pending for watchers of one stream; without room they become unsynced.
-    fn push(&mut self, touched: &[(StreamId, i64, Slot)], revision: Revision) {
+    fn push(
+        &mut self,
+        touched: &[(StreamId, i64, Slot)],
+        batches: &[Arc<Batch>],
+        revision: Revision,
+        post: &mut Post,
+    ) {
         let Some((id, ..)) = touched.first().copied() else { return };
         let Some(stream) = self.streams.get(&id) else { return };
-        let room = stream.outgoing.clone().try_reserve_owned();
-        let mut deliveries = Vec::with_capacity(touched.len());
+        match stream.outgoing.clone().try_reserve_owned() {
+            Ok(place) => {
+                let message = Outgoing::Events(self.delivery(touched, batches, revision));
+                post.letter(Letter { stream: id, place, message });
+            }
+            Err(_) => {
+                for (.., slot) in touched {
+                    let Some(watch) = &mut self.slots[*slot] else { continue };
+                    if let Some(first) = watch.pending.first() {
+                        watch.synced = false;
+                        watch.next = batches[*first].revision;
+                    }
+                }
+                self.wait_for_room(id);
+            }
+        }
         for (.., slot) in touched {
-            let Some(watch) = &mut self.slots[*slot] else { continue };
-            let batches = std::mem::take(&mut watch.pending);
-            if room.is_ok() {
-                deliveries.push(watch.delivery(batches));
-            } else if let Some(first) = batches.first() {
-                watch.synced = false;
-                watch.next = first.revision;
+            if let Some(watch) = &mut self.slots[*slot] {
+                watch.pending.clear();
             }
         }
-        match room {
-            Ok(permit) => {
-                self.letters.push((permit, Outgoing::Events { revision, deliveries }));
-            }
-            Err(_) => self.wait_for_room(id),
+    }
+
+    /// What these watchers of a stream have pending: that of another stream if it is the same.
+    fn delivery(
+        &mut self,
+        touched: &[(StreamId, i64, Slot)],
+        batches: &[Arc<Batch>],
+        revision: Revision,
+    ) -> Arc<Delivery> {
+        let watches = || touched.iter().filter_map(|(.., slot)| self.slots[*slot].as_ref());
+        let is_same = |delivery: &&Arc<Delivery>| {
+            delivery.shares.len() == touched.len()
+                && watches().zip(&delivery.shares).all(|(watch, share)| watch.has(share, batches))
+        };
+        if let Some(same) = self.alike.iter().find(is_same) {
+            return Arc::clone(same);
         }
+        let shares = watches().map(|watch| {
+            watch.share(watch.pending.iter().map(|place| Arc::clone(&batches[*place])).collect())
+        });
+        let delivery = Delivery::new(revision, shares.collect());
+        if self.alike.len() == ALIKE {
+            self.alike.pop_back();
+        }
+        self.alike.push_front(Arc::clone(&delivery));
+        delivery
     }
 
     /// Calls `catch_up` for the stream once it has room.
@@ -225,7 +288,7 @@ impl Watchers {
     }
 
     /// One step for one stream that is behind. Bounded work.
-    pub(crate) fn catch_up(&mut self, store: &Store) {
+    pub(crate) fn catch_up(&mut self, store: &Store, post: &mut Post) {
         let Some((id, permit)) = self.catching_up.pop_front() else { return };
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.lagging = false;
@@ -250,10 +313,8 @@ impl Watchers {
                 let permit = if batches.is_empty() {
                     Some(permit)
                 } else {
-                    self.letters.push((
-                        permit,
-                        Outgoing::Events { revision, deliveries: vec![watch.delivery(batches)] },
-                    ));
+                    let message = Outgoing::Events(Delivery::new(revision, vec![watch.share(batches)]));
+                    post.letter(Letter { stream: id, place: permit, message });
                     None
                 };
                 if more || !caught_up {
@@ -262,10 +323,8 @@ impl Watchers {
             }
             None => {
                 let (watch_id, compacted) = (watch.id, Some(store.compacted()));
-                self.letters.push((
-                    permit,
-                    Outgoing::Canceled { id: watch_id, revision: store.revision(), compacted },
-                ));
+                let message = Outgoing::Canceled { id: watch_id, revision: store.revision(), compacted };
+                post.letter(Letter { stream: id, place: permit, message });
                 stream.watches.remove(&watch_id);
                 self.release(slot);
                 if more {
@@ -287,7 +346,7 @@ impl Watchers {
     }
 
     /// Does what a stream asks, after the turn's batches were queued.
-    pub(crate) fn on_request(&mut self, request: WatchRequest, store: &Store) {
+    pub(crate) fn on_request(&mut self, request: WatchRequest, store: &Store, post: &mut Post) {
         let WatchRequest { stream: id, outgoing, permit, kind } = request;
         if !self.streams.contains_key(&id) {
             let closed = outgoing.clone();
@@ -313,13 +372,19 @@ impl Watchers {
                 let watch_id = match watch_id {
                     Ok(watch_id) => watch_id,
                     Err(reason) => {
-                        self.letters.push((permit, Outgoing::Refused { id: -1, revision, reason }));
+                        let message = Outgoing::Refused { id: -1, revision, reason };
+                        post.letter(Letter { stream: id, place: permit, message });
                         return;
                     }
                 };
                 let next = if start.0 == 0 { revision.next() } else { start };
                 let synced = next > revision;
-                let watcher = Arc::new(watcher);
+                // Watchers that are alike share what they want, and are then told apart at a glance.
+                let other = self.index.any_with(&watcher.range).and_then(|slot| self.slots[slot].as_ref());
+                let watcher = match other {
+                    Some(other) if *other.watcher == watcher => Arc::clone(&other.watcher),
+                    _ => Arc::new(watcher),
+                };
                 let slot = self.free.pop().unwrap_or_else(|| {
                     self.slots.push(None);
                     self.slots.len() - 1
@@ -336,7 +401,8 @@ impl Watchers {
                     next,
                     pending: Vec::new(),
                 });
-                self.letters.push((permit, Outgoing::Created { id: watch_id, revision }));
+                let message = Outgoing::Created { id: watch_id, revision };
+                post.letter(Letter { stream: id, place: permit, message });
                 if !synced && !stream.lagging {
                     self.go_on(id, None);
                 }
@@ -344,14 +410,15 @@ impl Watchers {
             WatchKind::Cancel { id: watch_id } => {
                 if let Some(slot) = stream.watches.remove(&watch_id) {
                     self.release(slot);
-                    self.letters
-                        .push((permit, Outgoing::Canceled { id: watch_id, revision, compacted: None }));
+                    let message = Outgoing::Canceled { id: watch_id, revision, compacted: None };
+                    post.letter(Letter { stream: id, place: permit, message });
                 }
             }
             WatchKind::Progress => {
                 // Whoever waits for progress believes to have seen everything up to it: silence is better than a lie.
                 if self.is_synced(id) {
-                    self.letters.push((permit, Outgoing::Progress { id: -1, revision }));
+                    let message = Outgoing::Progress { id: -1, revision };
+                    post.letter(Letter { stream: id, place: permit, message });
                 }
             }
         }
@@ -363,12 +430,13 @@ impl Watchers {
     }
 
     /// Tells every synced watcher that asked for it how far it has come.
-    pub(crate) fn progress(&mut self, revision: Revision) {
+    pub(crate) fn progress(&mut self, revision: Revision, post: &mut Post) {
         for watch in self.slots.iter().flatten().filter(|watch| watch.progress_notify && watch.synced) {
             if let Some(stream) = self.streams.get(&watch.stream) {
                 // Without room there is something better to send.
-                if let Ok(permit) = stream.outgoing.clone().try_reserve_owned() {
-                    self.letters.push((permit, Outgoing::Progress { id: watch.id, revision }));
+                if let Ok(place) = stream.outgoing.clone().try_reserve_owned() {
+                    let message = Outgoing::Progress { id: watch.id, revision };
+                    post.letter(Letter { stream: watch.stream, place, message });
                 }
             }
         }
@@ -392,8 +460,17 @@ impl Stream {
 }
 
 impl Watch {
-    fn delivery(&self, batches: Vec<Arc<Batch>>) -> Delivery {
-        Delivery { id: self.id, watcher: Arc::clone(&self.watcher), fragment: self.fragment, batches }
+    fn share(&self, batches: Vec<Arc<Batch>>) -> Share {
+        Share { id: self.id, watcher: Arc::clone(&self.watcher), fragment: self.fragment, batches }
+    }
+
+    /// Whether what is pending is this share.
+    fn has(&self, share: &Share, batches: &[Arc<Batch>]) -> bool {
+        self.id == share.id
+            && self.fragment == share.fragment
+            && (Arc::ptr_eq(&self.watcher, &share.watcher) || self.watcher == share.watcher)
+            && self.pending.len() == share.batches.len()
+            && self.pending.iter().zip(&share.batches).all(|(place, of)| Arc::ptr_eq(&batches[*place], of))
     }
 
     /// Reads on in history; none if that is compacted.

@@ -23,7 +23,8 @@ mod states;
 /// The machine's share of the schedule, carried out through systemd.
 mod units;
 
-use crate::config::{Config, RUN_DIR, SOCKET, STATE_DIR};
+use crate::config::{self, Config, RUN_DIR, SOCKET, STATE_DIR};
+use access::Access;
 use anyhow::{Context, Result, anyhow};
 use model::{MachineId, MachineRecord, Subnet};
 use registry::{Session, Store, StoreError};
@@ -76,9 +77,9 @@ pub async fn run(config: Config) -> Result<()> {
         Some(address) => address,
         None => kernel.underlay(machine.config.overlay.interface.as_deref()).await?.address,
     };
-    let endpoints = machine.config.hub.reach();
+    let access = machine.config.access();
     let store = tokio::select! {
-        store = connect(&endpoints) => store,
+        store = connect(&access) => store?,
         _ = signals.end() => return Ok(()),
     };
     let session = Session::start(&store, machine.config.agent.lease_ttl, &Path::new(RUN_DIR).join("lease"));
@@ -171,15 +172,18 @@ impl Machine {
 
 async fn start_hub(machine: &Machine) -> Result<hub::Hub> {
     let section = &machine.config.hub;
+    let tls = section.tls();
     let advertise =
-        machine.config.machine.address.map(|address| format!("http://{address}:{}", section.listen.port()));
+        machine.config.machine.address.map(|address| {
+            config::with_scheme(&format!("{address}:{}", section.listen.port()), tls.is_some())
+        });
     let config = hub::HubConfig {
         data_dir: section.data_dir.clone(),
         listen: section.listen,
         advertise,
         name: machine.name.clone(),
-        auth: hub::AuthConfig::default(),
-        tls: None,
+        auth: hub::AuthConfig { token_ttl: section.auth_token_ttl, ..hub::AuthConfig::default() },
+        tls,
         limits: hub::Limits { quota: section.quota_backend_bytes, ..hub::Limits::default() },
     };
     let hub = hub::Hub::start(config).await.context("the embedded hub did not start")?;
@@ -195,12 +199,14 @@ async fn hub_died(hub: &mut Option<hub::Hub>) -> anyhow::Error {
     }
 }
 
-/// Tries until the hub's address can be used. Whether anybody answers there is each role's own concern.
-async fn connect(endpoints: &[String]) -> Store {
+/// Tries until the hub's address can be used. Whether anybody answers there is each role's own concern; files that are
+/// of no use are not waited for.
+async fn connect(access: &Access) -> Result<Store> {
     let mut complained = false;
     loop {
-        match Store::connect(endpoints).await {
-            Ok(store) => return store,
+        match Store::connect(access).await {
+            Ok(store) => return Ok(store),
+            Err(error @ StoreError::File(_)) => return Err(error).context("cannot speak to the hub"),
             Err(error) => {
                 if !std::mem::replace(&mut complained, true) {
                     warn!(%error, "waiting for the hub");

@@ -3,6 +3,8 @@
 //! stdout is data, stderr is the rest. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part; `exec`, `status`
 //! and `journal` give the code of the program that they ran.
 
+/// Where the hub is, and as whom it is asked.
+mod access;
 /// `{1..4}` and `{a,b}`, for shells that do not expand them.
 mod braces;
 /// The hub alone: serving, backups, moving.
@@ -22,7 +24,9 @@ mod units;
 
 use crate::{agent, config};
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use model::UnitName;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -125,7 +129,11 @@ struct ConfigFile {
 
 /// Reads the command line and carries it out.
 pub fn run() -> Result<ExitCode> {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    if let Some(why) = useless_endpoint(&matches) {
+        Cli::command().error(ErrorKind::ArgumentConflict, why).exit();
+    }
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let client = api::Client::new(cli.endpoint);
     match cli.command {
         Command::Agent(file) => {
@@ -142,6 +150,22 @@ pub fn run() -> Result<ExitCode> {
         Command::Lab(args) => lab::run(args),
         command => client_runtime()?.block_on(Box::pin(ask(&client, command))),
     }
+}
+
+/// Why `--endpoint` was not to be given, if it was: it names the API, and some verbs do not use it.
+fn useless_endpoint(matches: &clap::ArgMatches) -> Option<String> {
+    let (verb, inner) = matches.subcommand()?;
+    if inner.value_source("endpoint") != Some(ValueSource::CommandLine) {
+        return None;
+    }
+    let instead = match verb {
+        "kv" | "hub" => "it speaks to the hub, which --endpoints names",
+        "agent" => "it serves the API, and where is said by [api] in its configuration",
+        "config" => "it reads a file and asks nobody",
+        "lab" => "it works on this box; for one of its machines use `muster lab exec`",
+        _ => return None,
+    };
+    Some(format!("--endpoint names the API of a daemon, which `muster {verb}` does not use: {instead}"))
 }
 
 async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
@@ -226,10 +250,11 @@ fn names(arguments: &[String]) -> Result<Vec<(String, UnitName)>> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     fn hub_verbs(verb: &clap::Command) -> Vec<&clap::Command> {
-        let verbs = verb.get_subcommands().filter(|_| ["hub", "snapshot"].contains(&verb.get_name()));
+        let of = ["hub", "snapshot", "alarm", "auth", "user", "role"];
+        let verbs = verb.get_subcommands().filter(|_| of.contains(&verb.get_name()));
         verbs.flat_map(|verb| std::iter::once(verb).chain(hub_verbs(verb))).collect()
     }
 
@@ -243,5 +268,28 @@ mod tests {
             let help = verb.clone().render_long_help().to_string();
             assert!(help.contains("Example"), "`muster {} --help` has no example", verb.get_name());
         }
+    }
+
+    #[test]
+    fn a_private_key_is_no_key_of_the_hub() {
+        for words in ["kv get", "hub role revoke-permission app"] {
+            let words = format!("muster {words} /x --endpoints https://a:1 --cert c --key k --user u:p");
+            Cli::try_parse_from(words.split(' ')).map(drop).expect(&words);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_without_effect_is_refused() {
+        let why = |words: &str| {
+            let matches = Cli::command().try_get_matches_from(words.split(' ')).expect(words);
+            useless_endpoint(&matches)
+        };
+        let endpoint = "--endpoint http://10.0.0.1:49153";
+        for words in ["kv ls", "agent", "config", "hub status", "hub user list", "lab status"] {
+            assert_eq!(why(&format!("muster {words}")), None);
+            let after = why(&format!("muster {words} {endpoint}")).expect(words);
+            assert_eq!(why(&format!("muster {endpoint} {words}")), Some(after));
+        }
+        assert_eq!(why(&format!("muster list-units {endpoint}")), None);
     }
 }

@@ -3,7 +3,8 @@
 //! Where a value comes from: a variable `MUSTER_<SECTION>_<FIELD>` (e.g. `MUSTER_HUB_LISTEN`) beats the file,
 //! the file beats the default. `muster config` shows the result and which one won.
 
-use anyhow::{Context, Result, bail};
+use access::{Access, Login, Password};
+use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use nginx::NginxConfig;
 use serde::{Deserialize, Deserializer};
@@ -68,6 +69,23 @@ pub struct HubSection {
     pub data_dir: PathBuf,
     /// How many bytes keys, values and their history may take in the embedded hub, all of them in memory.
     pub quota_backend_bytes: u64,
+    /// This machine's certificate, in PEM: what it shows to a hub that asks, and what the embedded hub shows. With it
+    /// the embedded hub speaks TLS and nothing else.
+    pub cert_file: Option<PathBuf>,
+    /// The certificate's private key, in PEM.
+    pub key_file: Option<PathBuf>,
+    /// The authorities by whose word a hub's certificate is believed, in PEM; by default the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The authorities of clients' certificates, in PEM. With it the embedded hub turns away whoever has no
+    /// certificate of theirs.
+    pub client_ca_file: Option<PathBuf>,
+    /// As which user this machine speaks to a hub that has users.
+    pub user: Option<String>,
+    /// Where the user's password is: the file's first line.
+    pub password_file: Option<PathBuf>,
+    /// How long a login to the embedded hub stays valid that nobody uses.
+    #[serde(deserialize_with = "duration")]
+    pub auth_token_ttl: Duration,
 }
 
 impl Default for HubSection {
@@ -77,6 +95,13 @@ impl Default for HubSection {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379),
             data_dir: Path::new(STATE_DIR).join("hub"),
             quota_backend_bytes: hub::Limits::default().quota,
+            cert_file: None,
+            key_file: None,
+            ca_file: None,
+            client_ca_file: None,
+            user: None,
+            password_file: None,
+            auth_token_ttl: hub::AuthConfig::default().token_ttl,
         }
     }
 }
@@ -87,14 +112,85 @@ impl HubSection {
         self.endpoints.is_empty()
     }
 
-    /// Where clients on this machine find the hub.
-    pub fn reach(&self) -> Vec<String> {
+    /// This machine's certificate and its key.
+    pub fn identity(&self) -> Option<(PathBuf, PathBuf)> {
+        self.cert_file.clone().zip(self.key_file.clone())
+    }
+
+    /// TLS of the embedded hub.
+    pub fn tls(&self) -> Option<hub::TlsConfig> {
+        let (cert, key) = self.identity()?;
+        Some(hub::TlsConfig { cert, key, client_ca: self.client_ca_file.clone() })
+    }
+
+    /// What goes together and what does not.
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.cert_file.is_some() == self.key_file.is_some(),
+            "hub.cert-file and hub.key-file go together: set both or neither"
+        );
+        ensure!(
+            self.user.is_some() == self.password_file.is_some(),
+            "hub.user and hub.password-file go together: set both or neither (a user whose name is in the certificate \
+             needs neither)"
+        );
+        ensure!(!self.auth_token_ttl.is_zero(), "hub.auth-token-ttl is zero: nobody could log in");
         if self.embedded() {
-            let ip =
-                if self.listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.listen.ip() };
-            vec![format!("http://{}", SocketAddr::new(ip, self.listen.port()))]
+            ensure!(
+                self.client_ca_file.is_none() || self.cert_file.is_some(),
+                "hub.client-ca-file needs hub.cert-file and hub.key-file: without them the hub does not speak TLS"
+            );
+            return Ok(());
+        }
+        ensure!(
+            self.client_ca_file.is_none(),
+            "hub.client-ca-file is of the machine that embeds the hub, and hub.endpoints says that another does: remove one"
+        );
+        let plain = self.endpoints.iter().find(|endpoint| endpoint.starts_with("http://"));
+        if let Some(plain) = plain {
+            let secure = self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+            ensure!(
+                !secure && self.cert_file.is_none() && self.ca_file.is_none(),
+                "hub.endpoints has {plain}, which no certificate protects: say https:// there, or remove hub.ca-file, \
+                 hub.cert-file and hub.key-file"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// An address as a URL.
+pub fn with_scheme(endpoint: &str, secure: bool) -> String {
+    match (endpoint.contains("://"), secure) {
+        (true, _) => endpoint.to_owned(),
+        (false, true) => format!("https://{endpoint}"),
+        (false, false) => format!("http://{endpoint}"),
+    }
+}
+
+impl Config {
+    /// Where programs on this machine find the hub, and as whom they speak to it.
+    pub fn access(&self) -> Access {
+        let hub = &self.hub;
+        let endpoints = if hub.embedded() {
+            let ip = match (hub.listen.ip(), self.machine.address) {
+                (ip, _) if !ip.is_unspecified() => ip,
+                // The certificate names the address by which others reach it.
+                (_, Some(address)) if hub.cert_file.is_some() => address.into(),
+                _ => Ipv4Addr::LOCALHOST.into(),
+            };
+            let own = SocketAddr::new(ip, hub.listen.port()).to_string();
+            vec![with_scheme(&own, hub.cert_file.is_some())]
         } else {
-            self.endpoints.clone()
+            let secure = hub.ca_file.is_some() || hub.cert_file.is_some();
+            hub.endpoints.iter().map(|endpoint| with_scheme(endpoint, secure)).collect()
+        };
+        let login = hub.user.clone().zip(hub.password_file.clone());
+        Access {
+            endpoints,
+            ca: hub.ca_file.clone(),
+            identity: hub.identity(),
+            login: login.map(|(user, file)| Login { user, password: Password::File(file) }),
         }
     }
 }
@@ -184,7 +280,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 23] = [
+pub const FIELDS: [(&str, &str); 30] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -192,6 +288,13 @@ pub const FIELDS: [(&str, &str); 23] = [
     ("hub.listen", "\"127.0.0.1:2379\""),
     ("hub.data-dir", "\"/var/lib/muster/hub\""),
     ("hub.quota-backend-bytes", "2147483648"),
+    ("hub.cert-file", "none"),
+    ("hub.key-file", "none"),
+    ("hub.ca-file", "the system's authorities"),
+    ("hub.client-ca-file", "none (clients need no certificate)"),
+    ("hub.user", "none"),
+    ("hub.password-file", "none"),
+    ("hub.auth-token-ttl", "\"5m\""),
     ("api.listen", "none but the unix socket"),
     ("engine.enabled", "true"),
     ("agent.enabled", "true"),
@@ -256,6 +359,7 @@ fn parse(text: &str, name: &str, environment: impl Fn(&str) -> Option<String>) -
         }
     }
     let config: Config = table.clone().try_into().with_context(|| format!("in {name}"))?;
+    config.hub.check().with_context(|| format!("in {name}"))?;
     Ok(Loaded { config, table, origins })
 }
 
@@ -299,7 +403,7 @@ mod tests {
         let config = with("", &[]).expect("valid").config;
         assert_eq!(config, Config::default());
         assert!(config.hub.embedded() && config.hub.listen.ip().is_loopback() && config.api.listen.is_none());
-        assert_eq!(config.hub.reach(), ["http://127.0.0.1:2379"]);
+        assert_eq!(config.access(), Access::open(&["http://127.0.0.1:2379".to_owned()]));
     }
 
     #[test]
@@ -332,5 +436,40 @@ mod tests {
         assert_eq!(named.config.machine.name.as_deref(), Some("7"));
         let error = with("", &[("MUSTER_HUB_LISTEN", "here")]).expect_err("no address").to_string();
         assert!(error.contains("MUSTER_HUB_LISTEN=here"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_knows_how_to_speak_to_its_hub() {
+        fn access(text: &str) -> Access {
+            with(text, &[]).expect(text).config.access()
+        }
+        let tls = "cert-file = \"m.crt\"\nkey-file = \"m.key\"\n";
+        let own =
+            access(&format!("[machine]\naddress = \"10.0.0.1\"\n[hub]\nlisten = \"0.0.0.0:2379\"\n{tls}"));
+        assert_eq!(own.endpoints, ["https://10.0.0.1:2379"]);
+        assert_eq!(own.identity, Some(("m.crt".into(), "m.key".into())));
+        let other = access(
+            "[hub]\nendpoints = [\"m1:2379\"]\nca-file = \"ca.crt\"\nuser = \"u\"\npassword-file = \"p\"\n",
+        );
+        assert_eq!(other.endpoints, ["https://m1:2379"]);
+        assert_eq!(other.login, Some(Login { user: "u".to_owned(), password: Password::File("p".into()) }));
+        assert_eq!(access("[hub]\nendpoints = [\"m1:2379\"]\n").endpoints, ["http://m1:2379"]);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for (text, field) in [
+            ("cert-file = \"a\"", "hub.key-file"),
+            ("user = \"a\"", "hub.password-file"),
+            ("password-file = \"a\"", "hub.user"),
+            ("client-ca-file = \"a\"", "hub.cert-file"),
+            ("client-ca-file = \"a\"\nendpoints = [\"https://m1:2379\"]", "hub.endpoints"),
+            ("ca-file = \"a\"\nendpoints = [\"http://m1:2379\"]", "say https://"),
+            ("endpoints = [\"http://m1:2379\", \"https://m2:2379\"]", "say https://"),
+            ("auth-token-ttl = \"0s\"", "hub.auth-token-ttl"),
+        ] {
+            let error = with(&format!("[hub]\n{text}\n"), &[]).expect_err(text);
+            assert!(format!("{error:#}").contains(field), "{text}: {error:#}");
+        }
     }
 }

@@ -93,6 +93,17 @@ impl<T: Copy + PartialEq> WatchIndex<T> {
         }
     }
 
+    /// A watcher that was added with this range, if there is one.
+    pub fn any_with(&self, range: &KeyRange) -> Option<T> {
+        let watchers = if range.is_single() {
+            self.keys.get(range.start())
+        } else {
+            let prefix = range.as_prefix()?;
+            self.prefixes.get(&prefix.len()).and_then(|same_length| same_length.get(prefix))
+        };
+        watchers.and_then(|watchers| watchers.first().copied())
+    }
+
     /// Calls `found` for each watcher whose range has `key`, in no particular order.
     pub fn matching(&self, key: &[u8], mut found: impl FnMut(T)) {
         self.keys.get(key).into_iter().flatten().for_each(|watcher| found(*watcher));

@@ -1,101 +1,144 @@
 //! The hub over the network, by `etcd-client`: the same code whether Muster's hub or an etcd cluster answers.
 
+mod link;
+
 use crate::store::{
     CALL_TIMEOUT, Change, Changes, Guard, KeyValue, Listing, MAX_TXN_OPS, Outcome, StoreError, Write,
 };
+use access::Access;
 use bytes::Bytes;
 use etcd_client as ec;
+use link::Link;
 use model::{LeaseId, Revision};
-use std::{error::Error, future::Future, sync::Arc, time::Duration};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::{error::Error, future::Future, time::Duration};
 use tokio::time::Instant;
 use tonic::{Code, ConnectError};
+use tracing::{info, warn};
 
-/// etcd answers pings that come faster than every 5 s with GOAWAY.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// A hub that does not answer a ping for this long is gone; its watches end and are made again.
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
-/// A machine on the same network accepts a connection in milliseconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many connections a call tries when there are several endpoints: the channel picks one at random, a dead one
 /// as gladly as the others. Of two, one dead, this many picks in a row miss the other once in 65 000 calls.
 const CONNECTS: u32 = 16;
 /// A connection that is refused is refused at once. What takes longer has been waited for, and is not tried again.
 const CONNECT_AGAIN_WITHIN: Duration = Duration::from_millis(500);
 
-/// Connections to an etcd v3 endpoint.
+/// Connections to an etcd v3 endpoint. Clones of this handle share them.
 #[derive(Clone)]
 pub struct Etcd {
-    /// The client is some kilobytes of channels; clones of this handle share one.
-    client: Arc<ec::Client>,
-    endpoints: Arc<str>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    access: Access,
+    /// The endpoints, for messages.
+    endpoints: String,
+    /// Replaced when certificates or a password are.
+    link: RwLock<Arc<Link>>,
 }
 
 impl Etcd {
-    pub(crate) async fn connect(endpoints: &[String]) -> Result<Self, StoreError> {
-        let options = ec::ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-            .with_keep_alive_while_idle(true);
-        let names: Arc<str> = endpoints.join(",").into();
-        let client = ec::Client::connect(endpoints, Some(options)).await;
-        let client = client.map_err(|error| StoreError::Unreachable {
-            endpoints: names.to_string(),
-            reason: reason(&error),
-        })?;
-        Ok(Self { client: Arc::new(client), endpoints: names })
+    pub(crate) async fn connect(access: Access) -> Result<Self, StoreError> {
+        let endpoints = access.names();
+        let link = RwLock::new(Arc::new(Link::new(&access).await?));
+        Ok(Self { shared: Arc::new(Shared { access, endpoints, link }) })
     }
 
-    /// tonic takes 4 MiB unless told otherwise; the hub does not split a listing or a transaction.
-    fn kv(&self) -> ec::KvClient {
-        self.client.kv_client().max_decoding_message_size(usize::MAX)
+    fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.shared.link.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Every call has a deadline, and its errors name the endpoints. Tried again is only what was never sent.
-    async fn call<T, F>(&self, call: impl Fn() -> F) -> Result<T, StoreError>
+    /// Every call has a deadline, and its errors name the endpoints. Tried again is only what was never sent, and what
+    /// was refused because a login is over.
+    async fn call<T, F>(&self, call: impl Fn(Arc<Link>) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, ec::Error>>,
     {
         let start = Instant::now();
-        let mut left = if self.endpoints.contains(',') { CONNECTS } else { 1 };
+        let link = self.link();
+        let mut left = if self.shared.endpoints.contains(',') { CONNECTS } else { 1 };
         // The client's futures have some kilobytes; those of the callers need not.
         let answer = Box::pin(async {
+            let mut over = None;
             loop {
                 left -= 1;
-                match call().await {
-                    Err(error)
+                let login = link.log_in(over).await;
+                let used = login.as_ref().ok().copied();
+                let answer = match login {
+                    Ok(_) => call(Arc::clone(&link)).await,
+                    Err(error) => Err(error),
+                };
+                match (answer, used) {
+                    (Err(error), _)
                         if left > 0 && never_connected(&error) && start.elapsed() < CONNECT_AGAIN_WITHIN => {}
-                    answer => return answer,
+                    (Err(error), Some(used)) if over.is_none() && link.wants_login(&error, used) => {
+                        over = Some(used);
+                        left += 1;
+                    }
+                    (answer, _) => return answer,
                 }
             }
         });
         match tokio::time::timeout(CALL_TIMEOUT, answer).await {
             Err(_) => Err(self.late()),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.explain(error)),
+            Ok(Err(error)) => {
+                self.look_again(&link).await;
+                Err(self.explain(error))
+            }
+        }
+    }
+
+    /// Makes the connections anew if the files that `failed` was made of were replaced since: whoever tries again has
+    /// the new ones.
+    async fn look_again(&self, failed: &Arc<Link>) {
+        let access = &self.shared.access;
+        if failed.stamp == access.stamp() {
+            return;
+        }
+        match Link::new(access).await {
+            Ok(new) => {
+                let mut current = self.shared.link.write().unwrap_or_else(PoisonError::into_inner);
+                if Arc::ptr_eq(&current, failed) {
+                    *current = Arc::new(new);
+                    info!(hub = self.shared.endpoints, "certificates or password replaced, connecting anew");
+                }
+            }
+            Err(error) => {
+                warn!(error = format!("{error:?}"), "replaced certificate or password is of no use")
+            }
         }
     }
 
     fn late(&self) -> StoreError {
-        StoreError::Timeout { endpoints: self.endpoints.to_string() }
+        StoreError::Timeout { endpoints: self.shared.endpoints.clone() }
     }
 
     fn explain(&self, error: ec::Error) -> StoreError {
         match &error {
-            ec::Error::GRpcStatus(status) if is_answer(status) => {
-                StoreError::Refused(status.message().to_owned())
-            }
-            _ => StoreError::Unreachable { endpoints: self.endpoints.to_string(), reason: reason(&error) },
+            ec::Error::GRpcStatus(status) if is_answer(status) => self.refused(status.message()),
+            ec::Error::WatchError(reason) => self.refused(reason),
+            _ => StoreError::Unreachable {
+                endpoints: self.shared.endpoints.clone(),
+                reason: access::reason(&error, &self.shared.access),
+            },
+        }
+    }
+
+    fn refused(&self, said: &str) -> StoreError {
+        match access::remedy(said, &self.shared.access) {
+            Some(remedy) => StoreError::Refused(format!("{said}: {remedy}")),
+            None => StoreError::Refused(said.to_owned()),
         }
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        let mut answer = self.call(|| async { self.kv().get(key, None).await }).await?;
+        let mut answer = self.call(|link| async move { link.kv().get(key, None).await }).await?;
         Ok(answer.take_kvs().into_iter().next().and_then(key_value))
     }
 
     pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<KeyValue>, StoreError> {
-        self.call(|| async {
-            let mut kv = self.kv();
+        self.call(|link| async move {
+            let mut kv = link.kv();
             let mut found = Vec::new();
             // The first transaction reads now (0) and tells when that is; the others read at that revision.
             let mut at = 0;
@@ -118,8 +161,8 @@ impl Etcd {
     }
 
     pub(crate) async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let options = Some(ec::GetOptions::new().with_prefix());
-        let mut answer = self.call(|| async { self.kv().get(prefix, options.clone()).await }).await?;
+        let options = || Some(ec::GetOptions::new().with_prefix());
+        let mut answer = self.call(|link| async move { link.kv().get(prefix, options()).await }).await?;
         let revision = revision(answer.header());
         Ok(Listing { revision, items: answer.take_kvs().into_iter().filter_map(key_value).collect() })
     }
@@ -148,28 +191,27 @@ impl Etcd {
             })
             .collect();
         let txn = ec::Txn::new().when(compares).and_then(operations);
-        let answer = self.call(|| async { self.kv().txn(txn.clone()).await }).await?;
+        let answer = self.call(|link| link.txn(txn.clone())).await?;
         Ok(Outcome { committed: answer.succeeded(), revision: revision(answer.header()) })
     }
 
     pub(crate) async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         let seconds = ttl.as_secs_f64().ceil() as i64;
-        let answer = self.call(|| async { self.client.lease_client().grant(seconds, None).await }).await?;
+        let answer = self.call(|link| async move { link.lease().grant(seconds, None).await }).await?;
         Ok(LeaseId(answer.id()))
     }
 
     pub(crate) async fn time_left(&self, lease: LeaseId) -> Result<Duration, StoreError> {
-        let answer =
-            self.call(|| async { self.client.lease_client().time_to_live(lease.0, None).await }).await?;
+        let answer = self.call(|link| async move { link.lease().time_to_live(lease.0, None).await }).await?;
         Ok(Duration::from_secs(u64::try_from(answer.ttl()).unwrap_or(0)))
     }
 
     pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.call(|| async { self.client.lease_client().revoke(lease.0).await }).await.map(drop)
+        self.call(|link| async move { link.lease().revoke(lease.0).await }).await.map(drop)
     }
 
     pub(crate) async fn keeper(&self, lease: LeaseId) -> Result<Keeper, StoreError> {
-        let opened = self.call(|| async { self.client.lease_client().keep_alive(lease.0).await }).await;
+        let opened = self.call(|link| async move { link.lease().keep_alive(lease.0).await }).await;
         match opened {
             Ok(stream) => Ok(Keeper { lease, stream: Box::new(stream), etcd: self.clone() }),
             // The client turns "time to live 0" on the first answer into a refusal of its own.
@@ -181,13 +223,15 @@ impl Etcd {
     }
 
     pub(crate) async fn watch(&self, prefix: &str, from: Revision) -> Result<EtcdWatch, StoreError> {
-        let options = ec::WatchOptions::new().with_prefix().with_start_revision(from.0);
-        let opened = self.call(|| async {
-            let mut client = self.client.watch_client().max_decoding_message_size(usize::MAX);
-            let mut stream = client.watch(prefix, Some(options.clone())).await?;
+        let opened = self.call(|link| async move {
+            let options = ec::WatchOptions::new().with_prefix().with_start_revision(from.0);
+            let mut stream = link.watch().watch(prefix, Some(options)).await?;
             // The hub's word that it watches: before it, "now" has not been decided.
             let created = stream.message().await?;
-            Ok((Box::new(stream), created))
+            match created.as_ref().and_then(link::refused_watch) {
+                Some(reason) => Err(ec::Error::WatchError(reason)),
+                None => Ok((Box::new(stream), created)),
+            }
         });
         let (stream, created) = opened.await?;
         read(created)?;
@@ -214,7 +258,7 @@ impl Keeper {
             Some(answer) if answer.ttl() > 0 => Ok(()),
             Some(_) => Err(StoreError::LeaseEnded(self.lease)),
             None => Err(StoreError::Unreachable {
-                endpoints: self.etcd.endpoints.to_string(),
+                endpoints: self.etcd.shared.endpoints.clone(),
                 reason: "the keep-alive stream ended".to_owned(),
             }),
         }
@@ -283,9 +327,11 @@ fn revision(header: Option<&ec::ResponseHeader>) -> Revision {
 }
 
 /// Whether the hub itself said so. A status with a source was made on this side, of a connection that broke; and
-/// with these codes the hub says that it could not attend to the call.
+/// with these codes the hub says that it could not attend to the call. Nor is a stream an answer that ends without a
+/// word, which an etcd's does that stops while it speaks TLS.
 fn is_answer(status: &tonic::Status) -> bool {
     status.source().is_none()
+        && !status.message().starts_with("protocol error:")
         && !matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded)
 }
 
@@ -300,20 +346,4 @@ fn never_connected(error: &ec::Error) -> bool {
         cause = error.source();
     }
     false
-}
-
-/// The innermost cause: "Connection refused" says more than "transport error".
-fn reason(error: &ec::Error) -> String {
-    let mut cause: &dyn Error = match error {
-        ec::Error::TransportError(error) => error,
-        ec::Error::GRpcStatus(status) => match status.source() {
-            Some(source) => source,
-            None => return status.message().to_owned(),
-        },
-        other => return other.to_string(),
-    };
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -6,6 +6,7 @@
 //! [`Watch::next`] waits for ever.
 
 use crate::{etcd, memory};
+use access::{Access, FileError};
 use bytes::Bytes;
 use model::{LeaseId, Revision};
 use std::time::Duration;
@@ -133,6 +134,9 @@ pub enum StoreError {
         /// What the network said.
         reason: String,
     },
+    /// A certificate, key or password is of no use.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The hub answered no.
     #[error("the hub refused: {0}")]
     Refused(String),
@@ -166,10 +170,10 @@ macro_rules! both {
 }
 
 impl Store {
-    /// The hub at `endpoints`, e.g. `http://10.0.0.1:2379`. Connects when first used, and again whenever the
-    /// connection is lost.
-    pub async fn connect(endpoints: &[String]) -> Result<Self, StoreError> {
-        etcd::Etcd::connect(endpoints).await.map(Self::Etcd)
+    /// The hub that `access` names, or endpoints alone, e.g. `http://10.0.0.1:2379`. Connects and logs in when first
+    /// used, and again whenever the connection is lost or the login over.
+    pub async fn connect(access: impl Into<Access>) -> Result<Self, StoreError> {
+        etcd::Etcd::connect(access.into()).await.map(Self::Etcd)
     }
 
     /// An empty hub in memory.

@@ -11,6 +11,8 @@ mod faults;
 mod on_etcd;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
+/// A hub with certificates and users.
+mod secured;
 /// The story, step by step.
 mod story_told;
 
@@ -23,6 +25,9 @@ fn alone() -> MutexGuard<'static, ()> {
     BOX.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The labs' network.
+const NETWORK: [u8; 3] = [10, 96, 0];
+
 /// A cluster that is removed when the test ends, however it ends.
 struct Lab(story::Cluster);
 
@@ -32,7 +37,7 @@ impl Lab {
     }
 
     fn up_with(machines: usize, hub: story::cluster::Hub) -> Self {
-        Self(story::Cluster::up_with("endtoend", [10, 96, 0], machines, hub).expect("the lab comes up"))
+        Self(story::Cluster::up_with("endtoend", NETWORK, machines, hub).expect("the lab comes up"))
     }
 }
 

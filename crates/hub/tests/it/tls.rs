@@ -2,9 +2,14 @@
 
 use crate::differential::Etcd;
 use crate::{Fixture, config, etcdctl, refusal, soon};
+use access::{Access, Login, Password};
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, Permission, TlsOptions};
+use hub::migrate::{Migration, migrate};
+use hub::remote::Remote;
 use hub::{Hub, HubConfig, HubError, TlsConfig};
+use mvcc::PermissionKind;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use std::error::Error as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -149,6 +154,105 @@ async fn a_certificate_is_a_user() {
     assert_eq!(told, real, "the hub (left) and etcd (right) differ");
 }
 
+/// With the bearer's certificate, and logged in if there is a user.
+fn access(url: &str, authority: &Authority, bearer: &str, user: Option<&str>) -> Access {
+    authority.sign(bearer);
+    let file = |name: String| authority.path(&name);
+    let login = user.map(|user| Login { user: user.to_owned(), password: Password::Given("pw".to_owned()) });
+    Access {
+        endpoints: vec![url.to_owned()],
+        ca: Some(file("ca.pem".to_owned())),
+        identity: Some((file(format!("{bearer}.pem")), file(format!("{bearer}.key")))),
+        login,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_replaced_are_used_from_the_next_connection_on() {
+    let (dir, old, new) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+    let tls = old.config(true);
+    let hub = start(dir.path(), tls.clone()).await;
+    let url = format!("https://{}", hub.address());
+    let (known, unknown) = (access(&url, &old, "ann", None), access(&url, &new, "ann", None));
+    let first = soon(Remote::connect(known.clone())).await.unwrap();
+    first.status().await.unwrap();
+    let lets_in = async |access: &Access| match soon(Box::pin(Remote::connect(access.clone()))).await {
+        Ok(remote) => soon(Box::pin(remote.status())).await.is_ok(),
+        Err(_) => false,
+    };
+    assert!(!lets_in(&unknown).await);
+    // Half of a new pair changes nothing.
+    new.config(true);
+    fs::copy(new.path("hub.pem"), &tls.cert).unwrap();
+    assert!(lets_in(&known).await && !lets_in(&unknown).await);
+    fs::copy(new.path("hub.key"), &tls.key).unwrap();
+    fs::copy(new.path("ca.pem"), old.path("ca.pem.new")).unwrap();
+    fs::rename(old.path("ca.pem.new"), tls.client_ca.unwrap()).unwrap();
+    assert!(lets_in(&unknown).await);
+    // Whoever was connected stays so.
+    first.status().await.unwrap();
+}
+
+/// Keys from one server with certificates and users to another, as `muster hub migrate` moves them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secured_hub_moves_into_a_secured_etcd() {
+    let (here, there) = (Authority::new(), Authority::new());
+    let (dir, etcd_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = start(dir.path(), here.config(true)).await;
+    there.config(true);
+    let (cert, key, ca) = (there.path("hub.pem"), there.path("hub.key"), there.path("ca.pem"));
+    let etcd = Etcd::start_tls(etcd_dir.path(), &cert, &key, &ca, there.bearer("probe")).await;
+    let (from, to) = (format!("https://{}", hub.address()), format!("https://{}", etcd.address));
+    for (url, authority) in [(&from, &here), (&to, &there)] {
+        // As long as nobody is a user, everybody is let in, also who would log in.
+        let root = Remote::connect(access(url, authority, "machine", Some("root"))).await.unwrap();
+        root.add_user("root", Some("pw".to_owned())).await.unwrap();
+        root.add_user("ann", Some("pw".to_owned())).await.unwrap();
+        root.grant_role("root", "root").await.unwrap();
+        root.add_role("none").await.unwrap();
+        let permission =
+            mvcc::Permission { kind: PermissionKind::ReadWrite, key: "b".into(), range_end: "c".into() };
+        root.grant_permission("none", permission.clone()).await.unwrap();
+        root.grant_role("ann", "none").await.unwrap();
+        root.enable_users().await.unwrap();
+        let root = Remote::connect(access(url, authority, "machine", Some("root"))).await.unwrap();
+        assert_eq!(root.users().await.unwrap(), ["ann", "root"]);
+        assert_eq!(
+            (root.user("ann").await.unwrap(), root.roles().await.unwrap().len()),
+            (vec!["none".to_owned()], 1)
+        );
+        assert_eq!(root.role("none").await.unwrap(), [permission]);
+        root.change_password("ann", "other".to_owned()).await.unwrap();
+        let ann =
+            Remote::connect(access(url, authority, "machine", Some("ann"))).await.map(drop).unwrap_err();
+        let said = ann.source().unwrap().to_string();
+        assert!(said.contains("invalid user ID or password: check `user`"), "{said}");
+        root.revoke_permission("none", b"b", b"c").await.unwrap();
+        root.revoke_role("ann", "none").await.unwrap();
+        root.delete_role("none").await.unwrap();
+        root.delete_user("ann").await.unwrap();
+        assert_eq!(root.users().await.unwrap(), ["root"]);
+    }
+    let as_root = |url: &str, authority| Remote::connect(access(url, authority, "machine", Some("root")));
+    let (source, target) = (as_root(&from, &here).await.unwrap(), as_root(&to, &there).await.unwrap());
+    let options = ConnectOptions::new().with_tls(here.bearer("root"));
+    let mut client = Client::connect([&from], Some(options)).await.unwrap();
+    for key in 0..100 {
+        client.put(format!("k{key}"), "1", None).await.unwrap();
+    }
+    let proof = soon(Box::pin(migrate(&source, &target, &Migration::default(), |_| {}))).await.unwrap();
+    assert_eq!(proof.keys, 100);
+    // As nobody it is refused, in words that help.
+    let nobody = Remote::connect(access(&from, &here, "machine", None)).await.unwrap();
+    let error = nobody.revision().await.unwrap_err();
+    assert!(error.source().unwrap().to_string().contains("permission denied"), "{error:?}");
+    let mut bare = access(&from, &here, "machine", None);
+    bare.identity = None;
+    let bare = Remote::connect(bare).await.unwrap();
+    let error = soon(bare.revision()).await.unwrap_err();
+    assert!(error.source().unwrap().to_string().contains("--cert and --key"), "{error:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_are_of_no_use_are_named() {
     let authority = Authority::new();
@@ -157,10 +261,12 @@ async fn files_that_are_of_no_use_are_named() {
     let swapped = TlsConfig { cert: good.key.clone(), key: good.cert.clone(), client_ca: None };
     authority.sign("other");
     let mismatched = TlsConfig { key: authority.path("other.key"), ..good.clone() };
-    for (tls, file) in [(missing, "nothing.pem"), (swapped, "hub.key"), (mismatched, "hub.pem")] {
+    for (tls, file) in
+        [(missing, "nothing.pem"), (swapped, "hub.key"), (mismatched, "other.key does not belong to")]
+    {
         let fixture = tempfile::tempdir().unwrap();
         let error = Hub::start(HubConfig { tls: Some(tls), ..config(fixture.path()) }).await.unwrap_err();
-        assert!(matches!(error, HubError::TlsFile { .. } | HubError::Tls { .. }), "{error:?}");
+        assert!(matches!(error, HubError::Tls(_)), "{error:?}");
         assert!(error.to_string().contains(file), "{error}");
     }
     // Without TLS it is as it was.

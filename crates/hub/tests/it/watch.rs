@@ -309,3 +309,104 @@ async fn streams_that_end_are_forgotten() {
     eventually("writes go on", async || put(&mut client, "a", "1").await > 1).await;
     assert_eq!(next(&mut stream).await.events().len(), 1);
 }
+
+/// What one kind of watcher in [`whoever_watches_alike_shares_bytes_and_nothing_else`] asks for.
+#[derive(Clone, Copy)]
+struct Wants {
+    id: i64,
+    prefix: bool,
+    hides: Option<WatchFilterType>,
+    prev_kv: bool,
+}
+
+impl Wants {
+    fn options(&self) -> Option<WatchOptions> {
+        let mut options = WatchOptions::new().with_watch_id(self.id);
+        if self.prefix {
+            options = options.with_prefix();
+        }
+        if self.prev_kv {
+            options = options.with_prev_key();
+        }
+        Some(options.with_filters(self.hides.into_iter().collect::<Vec<_>>()))
+    }
+
+    /// Of `revision kind key before` what it sees.
+    fn sees(&self, all: &[(i64, EventType, &'static str, usize)]) -> Vec<String> {
+        let hidden = |kind| match self.hides {
+            Some(WatchFilterType::NoPut) => kind == EventType::Put,
+            Some(WatchFilterType::NoDelete) => kind == EventType::Delete,
+            None => false,
+        };
+        let seen = all.iter().filter(|(_, kind, key, _)| (self.prefix || *key == "k/") && !hidden(*kind));
+        seen.map(|(revision, kind, key, before)| {
+            let before = if self.prev_kv { *before } else { 0 };
+            format!("{} {revision} {kind:?} {key} {before}", self.id)
+        })
+        .collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_watches_alike_shares_bytes_and_nothing_else() {
+    let fixture = Fixture::start().await;
+    let mut writer = fixture.client().await;
+    let clients = [fixture.client().await, fixture.client().await, fixture.client().await];
+    // More kinds than the hub looks at to find one that is the same, and three streams of each, mixed.
+    let mut kinds = Vec::new();
+    for prefix in [true, false] {
+        for hides in [None, Some(WatchFilterType::NoPut), Some(WatchFilterType::NoDelete)] {
+            kinds.extend([false, true].map(|prev_kv| Wants { id: 3, prefix, hides, prev_kv }));
+        }
+    }
+    kinds.extend([4, 5].map(|id| Wants { id, prefix: true, hides: None, prev_kv: false }));
+    let mut streams = Vec::new();
+    for mut client in clients {
+        for wants in &kinds {
+            let mut stream = client.watch("k/", wants.options()).await.unwrap();
+            assert!(next(&mut stream).await.created());
+            // A second watcher on every other stream.
+            let second = Wants { id: 9, ..*wants };
+            if streams.len() % 2 == 0 {
+                stream.watch("k/", second.options()).await.unwrap();
+                assert!(next(&mut stream).await.created());
+            }
+            let both = [*wants, second];
+            let watchers = if streams.len() % 2 == 0 { both.to_vec() } else { vec![*wants] };
+            streams.push((stream, watchers));
+        }
+    }
+    let txn = |length: usize| {
+        Txn::new().and_then(["k/", "k/b"].map(|key| TxnOp::put(key, vec![b'x'; length], None)))
+    };
+    // The third is too large to be shared.
+    for length in [10, 20, 40_000] {
+        writer.txn(txn(length)).await.unwrap();
+    }
+    writer.delete("k/", Some(DeleteOptions::new().with_prefix())).await.unwrap();
+    let lengths = [(2, 10, 0), (3, 20, 10), (4, 40_000, 20), (5, 0, 40_000)];
+    let all: Vec<_> = lengths
+        .into_iter()
+        .flat_map(|(revision, length, before)| {
+            let kind = if length == 0 { EventType::Delete } else { EventType::Put };
+            ["k/", "k/b"].map(|key| (revision, kind, key, before))
+        })
+        .collect();
+    for (mut stream, watchers) in streams {
+        let mut expected: Vec<String> = watchers.iter().flat_map(|wants| wants.sees(&all)).collect();
+        let mut seen = Vec::new();
+        while seen.len() < expected.len() {
+            let answer = next(&mut stream).await;
+            for event in answer.events() {
+                let kv = event.kv().unwrap();
+                let before = event.prev_kv().map_or(0, |kv| kv.value().len());
+                let (id, revision, kind) = (answer.watch_id(), kv.mod_revision(), event.event_type());
+                seen.push(format!("{id} {revision} {kind:?} {} {before}", kv.key_str().unwrap()));
+            }
+        }
+        // Two watchers of a stream are independent of each other.
+        seen.sort_by_key(|event| event.starts_with('9'));
+        expected.sort_by_key(|event| event.starts_with('9'));
+        assert_eq!(seen, expected);
+    }
+}

@@ -4,8 +4,9 @@
 //! A directory is what v2 made of it: a prefix that ends in `/`. Texts, error codes and exit codes are etcdctl's,
 //! for scripts read them.
 
+use super::access::{self, AccessArgs, Credentials};
 use super::output;
-use crate::config;
+use ::access::Access;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use model::Revision;
@@ -21,9 +22,8 @@ const EXISTS: u32 = 105;
 
 #[derive(Args)]
 pub struct Kv {
-    /// Where the hub is, e.g. http://10.0.0.1:2379; by default where this machine's configuration says.
-    #[arg(long, env = "ETCDCTL_ENDPOINTS", value_delimiter = ',', global = true)]
-    hub: Vec<String>,
+    #[command(flatten)]
+    access: AccessArgs,
     #[command(subcommand)]
     command: KvCommand,
 }
@@ -37,11 +37,12 @@ struct Etcdctl {
         long,
         short = 'C',
         aliases = ["endpoint", "peers"],
-        env = "ETCDCTL_ENDPOINTS",
         value_delimiter = ',',
         global = true
     )]
     endpoints: Vec<String>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Accepted for old scripts: there is nothing to synchronise.
     #[arg(long, global = true, hide = true)]
     no_sync: bool,
@@ -153,7 +154,7 @@ enum KvCommand {
 
 impl Kv {
     pub async fn run(self) -> Result<ExitCode> {
-        carry_out(&self.hub, self.command).await
+        carry_out(&self.access.access()?, self.command).await
     }
 }
 
@@ -172,19 +173,13 @@ pub async fn etcdctl() -> Result<ExitCode> {
              call /usr/bin/etcdctl, which works on Muster's hub too"
         );
     }
-    let etcdctl = Etcdctl::parse();
-    carry_out(&etcdctl.endpoints, etcdctl.command).await
+    let Etcdctl { mut endpoints, mut credentials, command, no_sync: _ } = Etcdctl::parse();
+    access::from_etcdctl_environment(&mut endpoints, &mut credentials, |name| std::env::var(name).ok());
+    carry_out(&access::resolve(&endpoints, &credentials, &access::configured()?)?, command).await
 }
 
-async fn carry_out(endpoints: &[String], command: KvCommand) -> Result<ExitCode> {
-    let endpoints = match endpoints.is_empty() {
-        false => endpoints.iter().map(|endpoint| with_scheme(endpoint)).collect(),
-        true => {
-            let file = std::env::var_os("MUSTER_CONFIG").map(std::path::PathBuf::from);
-            config::load(file.as_deref(), |name| std::env::var(name).ok())?.config.hub.reach()
-        }
-    };
-    let store = Store::connect(&endpoints).await?;
+async fn carry_out(access: &Access, command: KvCommand) -> Result<ExitCode> {
+    let store = Store::connect(access).await?;
     match answer(&store, command).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => match error.downcast::<Refusal>() {
@@ -195,11 +190,6 @@ async fn carry_out(endpoints: &[String], command: KvCommand) -> Result<ExitCode>
             Err(error) => Err(error),
         },
     }
-}
-
-/// An address as an endpoint.
-pub fn with_scheme(endpoint: &str) -> String {
-    if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
 }
 
 /// etcd's answer that it cannot be done.

@@ -4,6 +4,8 @@
 //! it fails and says how to get it.
 
 use crate::DEADLINE;
+use access::Access;
+use hub::TlsConfig;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::ErrorKind;
@@ -20,16 +22,36 @@ pub(crate) struct Etcd {
     dir: TempDir,
     client: String,
     peer: String,
+    /// Flags of a secured one.
+    flags: Vec<String>,
+    /// How it is asked whether it serves.
+    probe: Access,
 }
 
 impl Etcd {
     /// An empty one that answers.
     pub(crate) async fn new() -> Self {
+        Self::begin("http", &[], Access::default()).await
+    }
+
+    /// One that wants a client certificate, and lets logins expire soon. `probe` is asked with as who it is.
+    pub(crate) async fn secured(tls: TlsConfig, probe: Access) -> Self {
+        let ca = tls.client_ca.unwrap();
+        let files = [("--cert-file", &tls.cert), ("--key-file", &tls.key), ("--trusted-ca-file", &ca)];
+        let mut flags: Vec<String> =
+            files.iter().map(|(flag, path)| format!("{flag}={}", path.display())).collect();
+        flags.extend(["--client-cert-auth", "--bcrypt-cost=4", "--auth-token-ttl=1"].map(str::to_owned));
+        Self::begin("https", &flags, probe).await
+    }
+
+    async fn begin(scheme: &str, flags: &[String], probe: Access) -> Self {
         for _ in 0..ATTEMPTS {
             let dir = tempfile::tempdir().unwrap();
-            let (client, peer) = (free_address(), free_address());
-            let child = spawn(&dir, &client, &peer);
-            let mut etcd = Self { child, dir, client, peer };
+            let (client, peer) =
+                (format!("{scheme}://{}", free_address()), format!("http://{}", free_address()));
+            let child = spawn(&dir, &client, &peer, flags);
+            let probe = Access { endpoints: vec![client.clone()], ..probe.clone() };
+            let mut etcd = Self { child, dir, client, peer, flags: flags.to_vec(), probe };
             if etcd.answers().await {
                 return etcd;
             }
@@ -63,7 +85,7 @@ impl Etcd {
     }
 
     pub(crate) async fn start_again(&mut self) {
-        self.child = spawn(&self.dir, &self.client, &self.peer);
+        self.child = spawn(&self.dir, &self.client, &self.peer, &self.flags);
         if !self.answers().await {
             panic!("etcd did not start again, its log:\n{}", self.log());
         }
@@ -84,7 +106,8 @@ impl Etcd {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
-            let client = etcd_client::Client::connect([&self.client], None).await.unwrap();
+            let options = self.probe.ready().unwrap().options(etcd_client::ConnectOptions::new());
+            let client = etcd_client::Client::connect([&self.client], Some(options)).await.unwrap();
             let mut kv = client.kv_client();
             if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(2), kv.get("a", None)).await {
                 return true;
@@ -105,10 +128,10 @@ impl Drop for Etcd {
 
 fn free_address() -> String {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    format!("http://127.0.0.1:{port}")
+    format!("127.0.0.1:{port}")
 }
 
-fn spawn(dir: &TempDir, client: &str, peer: &str) -> Child {
+fn spawn(dir: &TempDir, client: &str, peer: &str, flags: &[String]) -> Child {
     let log = File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
     let spawned = Command::new("etcd")
         .arg("--data-dir")
@@ -117,6 +140,7 @@ fn spawn(dir: &TempDir, client: &str, peer: &str) -> Child {
         .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
         .args(["--initial-cluster", &format!("default={peer}")])
         .args(["--logger", "zap", "--log-level", "warn"])
+        .args(flags)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .stdin(Stdio::null())

@@ -6,6 +6,8 @@
 //! promise is to be like it.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+/// Who signs certificates.
+mod authority;
 /// What a behaviour runs on.
 mod backend;
 /// A real etcd as a child process.
@@ -16,6 +18,8 @@ mod follow;
 mod keys;
 /// Leases.
 mod leases;
+/// Certificates and logins.
+mod secured;
 /// The machine's session.
 mod session;
 /// Hubs that do not answer, or no longer.
@@ -47,6 +51,7 @@ macro_rules! contract {
     (
         everywhere { $($module:ident: $($behaviour:ident)*;)* }
         over_the_network { $($net_module:ident: $($net_behaviour:ident)*;)* }
+        secured { $($tls_module:ident: $($tls_behaviour:ident)*;)* }
     ) => {
         mod memory {
             $($(contract!(test $module $behaviour memory);)*)*
@@ -58,6 +63,12 @@ macro_rules! contract {
         mod etcd {
             $($(contract!(test $module $behaviour etcd);)*)*
             $($(contract!(test $net_module $net_behaviour etcd);)*)*
+        }
+        mod secured_hub {
+            $($(contract!(test $tls_module $tls_behaviour secured_hub);)*)*
+        }
+        mod secured_etcd {
+            $($(contract!(test $tls_module $tls_behaviour secured_etcd);)*)*
         }
     };
     (test $module:ident $behaviour:ident $backend:ident) => {
@@ -126,5 +137,38 @@ contract! {
             a_stop_ends_watches_and_renewals
             a_crash_ends_watches_and_renewals
             calls_fail_while_the_hub_is_away_and_work_again;
+    }
+    secured {
+        keys:
+            a_put_is_read_back
+            many_are_read_at_one_revision
+            guards_hold
+            one_of_many_writers_wins
+            a_list_may_be_large;
+        leases:
+            keys_live_under_a_lease
+            a_lease_ends_by_itself_unless_renewed
+            an_ended_lease_cannot_be_kept;
+        watches:
+            a_watch_replays_the_past_in_order
+            a_watch_misses_nothing_while_others_write
+            a_watch_may_begin_now;
+        follow:
+            a_follower_sees_leases_end
+            followers_agree_with_the_hub
+            a_follower_outlives_a_restart
+            a_follower_outlives_a_crash;
+        session:
+            a_session_keeps_its_lease
+            a_session_outlives_a_restart;
+        unreachable:
+            a_stop_ends_watches_and_renewals
+            calls_fail_while_the_hub_is_away_and_work_again;
+        secured:
+            a_login_that_is_over_is_repeated
+            users_may_be_switched_on_later
+            a_password_that_was_replaced_is_read_again
+            a_certificate_that_was_replaced_is_read_again
+            whoever_is_not_let_in_learns_why;
     }
 }
