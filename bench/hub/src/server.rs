@@ -130,6 +130,7 @@ pub(crate) fn serve(mut arguments: impl Iterator<Item = String>) -> Result<()> {
             advertise: None,
             name,
             tls: None,
+            limits: hub::Limits::default(),
             auth: hub::AuthConfig::default(),
         };
         let mut hub = hub::Hub::start(config).await?;

@@ -52,7 +52,16 @@ async fn start(data_dir: &Path) -> Outcome<Hub> {
     let auth = AuthConfig { token_ttl: Duration::from_secs(2), bcrypt_cost: 4 };
     let listen = ([127, 0, 0, 1], 0).into();
     let (name, data_dir) = ("conformance".to_owned(), data_dir.to_owned());
-    Ok(Hub::start(HubConfig { data_dir, listen, advertise: None, name, auth, tls: None }).await?)
+    Ok(Hub::start(HubConfig {
+        data_dir,
+        listen,
+        advertise: None,
+        name,
+        auth,
+        tls: None,
+        limits: hub::Limits::default(),
+    })
+    .await?)
 }
 
 async fn clients_tests(hub: &Hub) -> Outcome<()> {

@@ -22,6 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         name: "default".to_owned(),
         auth,
         tls: None,
+        limits: hub::Limits::default(),
     };
     let mut hub = Hub::start(config).await?;
     println!("{}", hub.address());

@@ -8,12 +8,14 @@
 use crate::compaction::Compaction;
 use crate::dispatch::{Answer, Parcels, Post};
 use crate::guard::{self, Guard};
-use crate::request::{Hash, Health, Reply, Request, WatchRequest};
+use crate::pieces::Pieces;
+use crate::request::{AlarmRequest, Alarms, Hash, Health, Reply, Request, WatchRequest};
 use crate::shared::Shared;
 use crate::snapshots::Snapshots;
+use crate::space::Space;
 use crate::storage::Storage;
 use crate::watchers::Watchers;
-use mvcc::{Applied, Batch, Error, Record, RequestOp, Store, TxnRequest};
+use mvcc::{Alarm, Applied, Batch, Error, Record, Store};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -33,9 +35,6 @@ const CATCH_UP: Duration = Duration::from_millis(1);
 /// How late a lease may expire while the queue is full. A queue that takes longer is lost anyway.
 const EXPIRY_GRACE: Duration = Duration::from_secs(1);
 
-/// What keys, values and history may take; etcd's default. All of it is in memory.
-const QUOTA: u64 = 2 << 30;
-
 pub(crate) struct Apply {
     shared: Arc<Shared>,
     storage: Storage,
@@ -47,8 +46,7 @@ pub(crate) struct Apply {
     compaction: Compaction,
     snapshots: Snapshots,
     next_progress: Duration,
-    /// Whether the disk has no room for more than deletions.
-    disk_full: bool,
+    space: Space,
     turn: Turn,
 }
 
@@ -68,12 +66,13 @@ impl Apply {
         requests: mpsc::Receiver<Request>,
         parcels: Parcels,
         guard: Guard,
+        space: Space,
     ) -> Self {
         let started = shared.started();
         let now = started.elapsed();
         let revision = shared.read().revision();
         Self {
-            compaction: Compaction::new(now, revision),
+            compaction: Compaction::new(now, revision, space.quota()),
             shared,
             storage,
             requests,
@@ -83,7 +82,7 @@ impl Apply {
             guard,
             snapshots: Snapshots::default(),
             next_progress: now + PROGRESS,
-            disk_full: false,
+            space,
             turn: Turn::default(),
         }
     }
@@ -140,7 +139,7 @@ impl Apply {
     fn turn(&mut self, requests: &mut Vec<Request>) {
         let now = self.started.elapsed();
         let more_waits = requests.len() == TURN;
-        self.disk_full = self.storage.is_full();
+        self.space.disk_full = self.storage.is_full();
         let shared = Arc::clone(&self.shared);
         let mut store = shared.write();
         for request in requests.drain(..) {
@@ -155,8 +154,8 @@ impl Apply {
             self.execute(&mut store, now, request);
         }
         self.expire(&mut store, now, more_waits);
-        if !self.snapshots.is_running()
-            && let Some(revision) = self.compaction.due(now, shared.durable(), store.compacted())
+        if (!self.snapshots.is_running() || self.compaction.is_urgent(&store))
+            && let Some(revision) = self.compaction.due(now, shared.durable(), &store)
         {
             self.compact_by_itself(&mut store, revision);
         }
@@ -200,31 +199,28 @@ impl Apply {
             Request::As(credentials, request) => (Some(credentials), *request),
             request => (None, request),
         };
-        if let Err(error) = self.guard.admit(store, now, credentials.as_deref(), &request) {
+        let admitted = self
+            .guard
+            .admit(store, now, credentials.as_deref(), &request)
+            .and_then(|()| self.space.admit(store, &request, &mut self.turn.records));
+        if let Err(error) = admitted {
             self.turn.answers.push(guard::refuse(request, error, store.revision()));
             return;
         }
         match request {
             Request::Range(request, reply) => self.turn.answer(reply, store.range(&request)),
-            Request::Put(request, reply) => {
-                let result = self.check_space(store).and_then(|()| store.put(request));
-                self.turn.mutated(reply, result);
-            }
+            Request::Put(request, reply) => self.turn.mutated(reply, store.put(request)),
             Request::DeleteRange(request, reply) => {
                 self.turn.mutated(reply, store.delete_range(&request));
             }
-            Request::Txn(request, reply) => {
-                let space = if puts(&request) { self.check_space(store) } else { Ok(()) };
-                self.turn.mutated(reply, space.and_then(|()| store.txn(request)));
-            }
+            Request::Txn(request, reply) => self.turn.mutated(reply, store.txn(request)),
             // What nobody can read any more leaves the disk with the next snapshot, so there is nothing to wait for.
             Request::Compact { revision, reply } => {
                 self.turn.mutated(reply, store.compact(revision));
             }
             Request::LeaseGrant(request, reply) => {
                 self.shared.leases_are_pending();
-                let result = self.check_space(store).and_then(|()| store.lease_grant(now, request));
-                self.turn.mutated(reply, result);
+                self.turn.mutated(reply, store.lease_grant(now, request));
             }
             Request::LeaseRevoke(id, reply) => {
                 self.shared.leases_are_pending();
@@ -253,14 +249,23 @@ impl Apply {
                     revision: store.revision(),
                     disk: self.storage.size(),
                     memory: store.size(),
-                    out_of_space: self.check_space(store).is_err(),
+                    quota: self.space.quota(),
+                    alarms: self.space.alarms(store),
+                    commits: self.storage.commits(),
                     compacted: store.compacted(),
                     watchers: self.watchers.len(),
                 };
                 self.turn.answer(reply, Ok(health));
             }
-            // Keys and values are shared; what is copied is the index. The turn is durable before it is given out.
-            Request::Snapshot(reply) => self.turn.answer(reply, Ok(Box::new(store.clone()))),
+            // The turn is durable before it is given out.
+            Request::Snapshot { attempts, reply } => {
+                let pieces = Pieces::new(store, &self.shared, attempts, &Arc::default());
+                self.turn.answer(reply, Ok(pieces));
+            }
+            Request::Alarm(request, reply) => {
+                let alarms = self.alarm(store, request);
+                self.turn.answer(reply, Ok(Alarms { revision: store.revision(), alarms }));
+            }
             Request::Defragment(reply) => self.snapshots.ask(reply),
             Request::Root(reply) => self.turn.answer(reply, Ok(store.revision())),
             Request::Auth(request, reply) => {
@@ -272,8 +277,19 @@ impl Apply {
         }
     }
 
-    fn check_space(&self, store: &Store) -> Result<(), Error> {
-        if self.disk_full || store.size() > QUOTA { Err(Error::NoSpace) } else { Ok(()) }
+    /// The alarms that there are, or the one that was raised or disarmed.
+    fn alarm(&mut self, store: &mut Store, request: AlarmRequest) -> Vec<Alarm> {
+        match request {
+            AlarmRequest::List => self.space.alarms(store),
+            AlarmRequest::Raise(alarm) => {
+                self.turn.take(store.alarm_raise(alarm));
+                vec![alarm]
+            }
+            AlarmRequest::Disarm(alarm) => {
+                let was = self.turn.take(store.alarm_disarm(alarm));
+                if was { vec![alarm] } else { Vec::new() }
+            }
+        }
     }
 
     /// One sync for all of the turn's records; none if it has none.
@@ -325,13 +341,4 @@ impl Turn {
             let _ = reply.send(result); // the client may be gone
         }));
     }
-}
-
-/// Whether a transaction could need space.
-fn puts(txn: &TxnRequest) -> bool {
-    txn.success.iter().chain(&txn.failure).any(|op| match op {
-        RequestOp::Put(_) => true,
-        RequestOp::Txn(nested) => puts(nested),
-        RequestOp::Range(_) | RequestOp::DeleteRange(_) | RequestOp::Refused(_) => false,
-    })
 }

@@ -182,7 +182,7 @@ fn wire_permission(permission: Permission) -> WirePermission {
 }
 
 /// What nobody can guess: 16 letters of 52, as etcd's tokens begin.
-fn random_letters() -> Result<String, getrandom::Error> {
+pub(crate) fn random_letters() -> Result<String, getrandom::Error> {
     const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let mut letters = String::with_capacity(16);
     while letters.len() < 16 {

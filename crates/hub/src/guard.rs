@@ -5,7 +5,7 @@
 //! of one thread, so what was allowed when it was checked is allowed when it is done.
 
 use crate::dispatch::Answer;
-use crate::request::{Reply, Request, WatchKind, WatchRequest};
+use crate::request::{AlarmRequest, Reply, Request, WatchKind, WatchRequest};
 use crate::watchers::Outgoing;
 use mvcc::{Applied, AuthCommand, Caller, Error, PasswordHash, Permission, Revision, Store};
 use std::collections::HashMap;
@@ -95,9 +95,12 @@ impl Guard {
             // etcd 3.4 lets anybody do these; whoever is not let in should not fill the store or empty its history.
             Request::LeaseGrant(..) | Request::Leases(_) => auth.check_known(caller?),
             Request::Compact { .. } => auth.check_root(caller?),
-            Request::Hash { .. } | Request::Defragment(_) | Request::Snapshot(_) | Request::Root(_) => {
+            Request::Hash { .. } | Request::Defragment(_) | Request::Snapshot { .. } | Request::Root(_) => {
                 auth.check_root(caller?)
             }
+            // Raising one stops the hub, disarming one lets it overrun; to look is to ask whether it is well.
+            Request::Alarm(AlarmRequest::Raise(_) | AlarmRequest::Disarm(_), _) => auth.check_root(caller?),
+            Request::Alarm(AlarmRequest::List, _) => Ok(()),
             Request::Watch(watch) => match &watch.kind {
                 WatchKind::Create { watcher, .. } => auth.check_read(caller?, &watcher.range),
                 WatchKind::Cancel { .. } | WatchKind::Progress => Ok(()),
@@ -212,8 +215,9 @@ pub(crate) fn refuse(request: Request, error: Error, revision: Revision) -> Answ
         Request::Leases(reply) => no(reply, error),
         Request::Hash { reply, .. } => no(reply, error),
         Request::Status(reply) => no(reply, error),
+        Request::Alarm(_, reply) => no(reply, error),
         Request::Defragment(reply) | Request::Root(reply) => no(reply, error),
-        Request::Snapshot(reply) => no(reply, error),
+        Request::Snapshot { reply, .. } => no(reply, error),
         Request::Auth(_, reply) => no(reply, error),
         Request::As(_, request) => refuse(*request, error, revision),
         Request::Watch(WatchRequest { permit, .. }) => Box::new(move || {

@@ -4,6 +4,8 @@
 //! As in etcd, whoever does not speak gRPC gets these pages. Invariant: nothing here reads or changes keys but
 //! through the gRPC services ([`inside`]), so that both doors lead to the same room with the same guards.
 
+/// How many calls there were.
+mod calls;
 /// The JSON gateway.
 pub(crate) mod gateway;
 /// gRPC calls from inside.
@@ -17,6 +19,7 @@ pub(crate) mod transcode;
 
 use crate::maintenance::VERSION;
 use crate::request::{Queue, Request as Ask};
+use crate::storage::Identity;
 use crate::v2;
 use axum::Router;
 use axum::body::Body;
@@ -26,6 +29,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
+use calls::Calls;
 use http_body_util::{BodyExt as _, Limited};
 use inside::Services;
 use mvcc::{KeyRange, RangeRequest};
@@ -36,20 +40,29 @@ use tonic::service::Routes;
 const CLUSTER_VERSION: &str = "3.5.0";
 
 /// Adds the pages to the gRPC services.
-pub(crate) fn routes(grpc: Routes, queue: Queue) -> Routes {
-    let grpc = grpc.prepare().into_axum_router();
+pub(crate) fn routes(grpc: Routes, queue: Queue, identity: Identity) -> Routes {
+    let calls = Calls::default();
+    let grpc = grpc
+        .prepare()
+        .into_axum_router()
+        .layer(axum::middleware::from_fn_with_state(calls.clone(), calls::count));
     let services = Services::new(grpc.clone());
     let pages = Router::new()
         .route("/health", any(health))
+        .with_state(queue.clone())
         .route("/metrics", any(metrics_page))
-        .with_state(queue)
+        .with_state((queue, calls))
         .route("/version", any(version));
     let gateway = Router::new()
         .route("/v3/{*path}", any(gateway::serve))
         .route("/v3beta/{*path}", any(gateway::serve))
         .with_state(services.clone());
-    let router =
-        grpc.merge(pages).merge(gateway).merge(v2::routes(services)).reset_fallback().fallback(unknown);
+    let router = grpc
+        .merge(pages)
+        .merge(gateway)
+        .merge(v2::routes(services, identity))
+        .reset_fallback()
+        .fallback(unknown);
     Routes::from(router)
 }
 
@@ -62,12 +75,12 @@ async fn unknown(headers: HeaderMap) -> Response {
     plain(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-/// etcd 3.4's form: a string, and 503 if the hub cannot take writes.
+/// etcd 3.4's form: a string, and 503 if there is an alarm.
 async fn health(method: Method, State(queue): State<Queue>) -> Response {
     if method != Method::GET {
         return not_allowed("GET");
     }
-    let healthy = queue.ask(Ask::Status).await.is_ok_and(|health| !health.out_of_space);
+    let healthy = queue.ask(Ask::Status).await.is_ok_and(|health| health.alarms.is_empty());
     let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = format!("{{\"health\":\"{healthy}\"}}");
     respond(status, "text/plain; charset=utf-8", body)
@@ -80,7 +93,7 @@ async fn version(method: Method) -> Response {
     json(StatusCode::OK, format!("{{\"etcdserver\":\"{VERSION}\",\"etcdcluster\":\"{CLUSTER_VERSION}\"}}"))
 }
 
-async fn metrics_page(State(queue): State<Queue>) -> Response {
+async fn metrics_page(State((queue, calls)): State<(Queue, Calls)>) -> Response {
     let mut everything = RangeRequest::new(KeyRange::from_wire(vec![0], vec![0]));
     everything.count_only = true;
     let figures = async {
@@ -89,7 +102,7 @@ async fn metrics_page(State(queue): State<Queue>) -> Response {
     };
     match figures.await {
         Ok((keys, health)) => {
-            let page = metrics::page(&health, keys);
+            let page = metrics::page(&health, keys, &calls);
             respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page)
         }
         Err(status) => plain(StatusCode::SERVICE_UNAVAILABLE, status.message()),

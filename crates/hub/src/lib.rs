@@ -30,6 +30,8 @@ mod election;
 pub mod fuzz;
 /// Who may do what.
 mod guard;
+/// How long things took.
+mod histogram;
 /// HTTP/1.1 on gRPC's port.
 mod http;
 /// Connections as h2 should see them.
@@ -44,6 +46,8 @@ mod lock;
 mod maintenance;
 /// All keys of one server copied to another.
 pub mod migrate;
+/// The store of one moment.
+mod pieces;
 /// Ranges in parts.
 mod range_stream;
 /// A running hub or etcd, asked from outside.
@@ -62,6 +66,8 @@ mod shared;
 pub mod snapshot;
 /// Snapshots in the background.
 mod snapshots;
+/// What may be added.
+mod space;
 /// How long-lived streams end.
 mod stop;
 /// The disk.
@@ -86,6 +92,7 @@ use crate::apply::Apply;
 use crate::guard::Guard;
 use crate::request::Queue;
 use crate::shared::Shared;
+use crate::space::Space;
 use crate::storage::{Opened, Storage};
 use crate::tls::{Certificates, Incoming};
 use etcd_client::proto as pb;
@@ -131,6 +138,26 @@ pub struct HubConfig {
     pub auth: AuthConfig,
     /// TLS on the port; none is plain HTTP/2.
     pub tls: Option<TlsConfig>,
+    /// How large it may become.
+    pub limits: Limits,
+}
+
+/// How large a hub may become, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// What keys, values and their history may take in memory. What would exceed it is refused, until somebody freed
+    /// space and disarmed the alarm.
+    pub quota: u64,
+    /// What the log may grow by until a snapshot replaces it. The disk holds at most about this and three times the
+    /// data.
+    pub log: u64,
+}
+
+impl Default for Limits {
+    /// A quota of 2 GiB, which is etcd's, and 64 MiB of log: a start reads no more than that beside the data.
+    fn default() -> Self {
+        Self { quota: 2 << 30, log: 64 << 20 }
+    }
 }
 
 /// Why a hub did not start, or stopped.
@@ -210,10 +237,10 @@ pub struct Hub {
 impl Hub {
     /// Opens the data and serves it. Ready for clients when this returns.
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
-        let (data_dir, tls) = (config.data_dir.clone(), config.tls.clone());
+        let (data_dir, tls, limits) = (config.data_dir.clone(), config.tls.clone(), config.limits);
         let opened = tokio::task::spawn_blocking(move || {
             let tls = tls.map(Certificates::load).transpose()?;
-            Ok::<_, HubError>((open(&data_dir)?, tls))
+            Ok::<_, HubError>((open(&data_dir, limits)?, tls))
         });
         let (loaded, tls) =
             opened.await.map_err(|panic| HubError::Apply(Some(std::io::Error::other(panic))))??;
@@ -228,7 +255,9 @@ impl Hub {
         let (parcels, deliveries) = mpsc::unbounded_channel();
         let (queue, requests) = Queue::new(Arc::clone(&shared));
         let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
-        let apply = Apply::new(shared, storage, requests, parcels, Guard::new(config.auth.token_ttl));
+        let guard = Guard::new(config.auth.token_ttl);
+        let space = Space::new(limits.quota, identity.member);
+        let apply = Apply::new(shared, storage, requests, parcels, guard, space);
         io.spawn(dispatch::deliver(deliveries)); // ends with the apply thread
         let (ended, apply_ended) = oneshot::channel();
         let apply_stop = stop.clone();
@@ -263,7 +292,7 @@ impl Hub {
         // Serving as a whole ("") and nothing finer, like etcd: when it does not, nobody answers.
         let (_, health) = tonic_health::server::health_reporter();
         let grpc = grpc.add_service(health);
-        let routes = http::routes(grpc, q());
+        let routes = http::routes(grpc, q(), identity);
         #[cfg(any(test, fuzzing))]
         let served = routes.clone();
         #[cfg(not(any(test, fuzzing)))]
@@ -357,8 +386,9 @@ struct Loaded {
     started: Instant,
 }
 
-fn open(data_dir: &Path) -> Result<Loaded, HubError> {
-    let Opened { storage, identity, records } = Storage::open(data_dir)?;
+fn open(data_dir: &Path, limits: Limits) -> Result<Loaded, HubError> {
+    let Opened { mut storage, identity, records } = Storage::open(data_dir)?;
+    storage.set_snapshot_after(limits.log);
     let started = Instant::now();
     let replayed = mvcc::Store::replay(records, Duration::ZERO)
         .map_err(|error| HubError::Corrupt { path: data_dir.to_owned(), what: error.to_string() })?;

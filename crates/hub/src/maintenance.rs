@@ -2,12 +2,13 @@
 //!
 //! Invariant: what it reports is measured, not made up; what one node cannot do is refused in etcd's words.
 
-use crate::request::{Queue, Request};
+use crate::request::{AlarmRequest, Alarms, Queue, Request, status};
 use crate::snapshot::Snapshot;
+use crate::space::number;
 use crate::stop::Until;
-use crate::storage::Identity;
+use crate::storage::{GivenUp, Identity};
 use etcd_client::proto as pb;
-use mvcc::Revision;
+use mvcc::{Alarm, AlarmKind, Revision};
 use std::io;
 use std::pin::Pin;
 use tokio::sync::mpsc;
@@ -22,9 +23,6 @@ pub(crate) const VERSION: &str = "3.5.0";
 /// Pieces of a snapshot, of 64 KiB each, that may wait for their client.
 const SNAPSHOT_PIECES: usize = 4;
 
-/// etcd's number for the alarm "quota is used up".
-const ALARM_NO_SPACE: i32 = 1;
-
 pub(crate) struct MaintenanceService {
     pub(crate) queue: Queue,
     pub(crate) identity: Identity,
@@ -33,15 +31,29 @@ pub(crate) struct MaintenanceService {
 
 #[tonic::async_trait]
 impl pb::PbMaintenanceService for MaintenanceService {
-    /// Lists alarms. There is one, and it ends by itself when there is space again, so it cannot be set or cleared.
+    /// Lists, raises and disarms. As in etcd a member that does not exist may have alarms too.
     async fn alarm(
         &self,
-        _request: tonic::Request<pb::PbAlarmRequest>,
+        request: tonic::Request<pb::PbAlarmRequest>,
     ) -> Result<Response<pb::PbAlarmResponse>, Status> {
-        let health = self.queue.ask(Request::Status).await?;
-        let alarm = pb::PbAlarmMember { member_id: self.identity.member, alarm: ALARM_NO_SPACE };
-        let alarms = if health.out_of_space { vec![alarm] } else { Vec::new() };
-        Ok(Response::new(pb::PbAlarmResponse { header: self.identity.header(health.revision), alarms }))
+        let queue = self.queue.by(&request);
+        let pb::PbAlarmRequest { action, member_id: member, alarm: asked } = request.into_inner();
+        let kind = [AlarmKind::NoSpace, AlarmKind::Corrupt].into_iter().find(|kind| number(*kind) == asked);
+        let request = match (action, kind) {
+            (0, _) => AlarmRequest::List,
+            (1, Some(kind)) => AlarmRequest::Raise(Alarm { kind, member }),
+            (2, Some(kind)) => AlarmRequest::Disarm(Alarm { kind, member }),
+            // etcd keeps an alarm of no kind, and ends on an action that it does not know.
+            _ => return Err(Status::invalid_argument("etcdserver: unknown alarm or action")),
+        };
+        let Alarms { revision, alarms } = queue.ask(|reply| Request::Alarm(request, reply)).await?;
+        let wanted = |alarm: &Alarm| asked == 0 || number(alarm.kind) == asked;
+        let alarms = alarms
+            .into_iter()
+            .filter(wanted)
+            .map(|alarm| pb::PbAlarmMember { member_id: alarm.member, alarm: number(alarm.kind) })
+            .collect();
+        Ok(Response::new(pb::PbAlarmResponse { header: self.identity.header(revision), alarms }))
     }
 
     async fn status(
@@ -50,7 +62,14 @@ impl pb::PbMaintenanceService for MaintenanceService {
     ) -> Result<Response<pb::PbStatusResponse>, Status> {
         let health = self.queue.ask(Request::Status).await?;
         let index = u64::try_from(health.revision.0).unwrap_or_default();
-        let errors = if health.out_of_space { vec![mvcc::Error::NoSpace.to_string()] } else { Vec::new() };
+        let told = |alarm: &Alarm| {
+            let kind = match alarm.kind {
+                AlarmKind::NoSpace => "NOSPACE",
+                AlarmKind::Corrupt => "CORRUPT",
+            };
+            format!("memberID:{} alarm:{kind} ", alarm.member) // as Go prints the message, the space included
+        };
+        let errors = health.alarms.iter().map(told).collect();
         Ok(Response::new(pb::PbStatusResponse {
             header: self.identity.header(health.revision),
             version: VERSION.to_owned(),
@@ -101,25 +120,27 @@ impl pb::PbMaintenanceService for MaintenanceService {
     type SnapshotStream =
         Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::PbSnapshotResponse, Status>> + Send>>;
 
-    /// etcd's format. The copy is made between two turns; the file is made of it while the hub goes on, as fast as the
-    /// client takes it.
+    /// etcd's format, of one moment between two turns. The store is read and the file made while the hub goes on, as
+    /// fast as the client takes it.
     async fn snapshot(
         &self,
         request: tonic::Request<pb::PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let store = self.queue.by(&request).ask(Request::Snapshot).await?;
-        // Restored without its users, a closed hub would be an open one.
-        if store.auth().users().next().is_some() {
-            return Err(Status::failed_precondition(
-                "a snapshot does not hold users and roles yet: copy the data directory while the hub is stopped",
-            ));
-        }
+        let queue = self.queue.by(&request);
+        let mut attempts = 0;
+        let (records, revision) = loop {
+            let read = queue.ask(|reply| Request::Snapshot { attempts, reply }).await?;
+            let revision = read.revision();
+            let gathered = tokio::task::spawn_blocking(move || read.gather()).await;
+            match gathered.map_err(|_| status(mvcc::Error::Stopped))? {
+                Ok(records) => break (records, revision),
+                Err(GivenUp) => attempts += 1, // somebody compacted meanwhile
+            }
+        };
         let (pieces, stream) = mpsc::channel(SNAPSHOT_PIECES);
         let identity = self.identity;
         tokio::task::spawn_blocking(move || {
-            let revision = store.revision();
-            let snapshot = Snapshot::new(&store, identity.term);
-            drop(store);
+            let snapshot = Snapshot::new(records, revision, identity.term);
             let sent = snapshot.stream(|blob, remaining_bytes| {
                 let header = identity.header(revision);
                 let blob = blob.into();

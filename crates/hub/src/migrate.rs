@@ -1,16 +1,20 @@
-//! All keys and leases of one server copied to another: from a hub into an etcd cluster, or back.
+//! All keys, leases, users and roles of one server copied to another: from a hub into an etcd cluster, or back.
 //!
 //! A list at one revision, then a watch from there on, until the copy has caught up; then both are read again and
-//! compared. Only the client's API is used, so any two servers of etcd's v3 API will do; revisions and history do not
-//! come along (a snapshot keeps those). The source may be in use: the comparison is at one of its revisions. The target
+//! compared. Only the client's API is used, so any two servers of etcd's v3 API will do; revisions, history and passwords
+//! do not come along (a snapshot keeps those). The source may be in use: the comparison is at one of its revisions. The target
 //! must not be. Invariant: success means that every key in range was read from both and was the same, lease included.
 
+/// Users and roles.
+mod access;
 /// Reading both sides, key by key.
 mod cursor;
 /// Leases that follow their original.
 mod lease;
 /// Writing in batches.
 mod writer;
+
+pub use access::Access;
 
 use crate::remote::{Remote, RemoteError};
 use cursor::{Item, Merge, Span};
@@ -36,10 +40,11 @@ const LOOKS: u32 = 20;
 /// What the time to live of a copied lease is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LeaseTime {
-    /// What remained of the original when it was copied; whoever keeps it alive renews it for as long.
-    #[default]
+    /// What remained of the original when it was copied. A renewal is for no longer than that either, so whoever renews
+    /// at the pace of the original comes too late.
     Remaining,
-    /// What the original was granted: what nobody renews lives up to that much longer.
+    /// What the original was granted, as after a restart of its server: what nobody renews lives up to that much longer.
+    #[default]
     Granted,
 }
 
@@ -113,6 +118,8 @@ pub struct Proof {
     pub keys: u64,
     /// Leases that were copied and live on both sides.
     pub leases: u64,
+    /// Users and roles; none if only a prefix was copied.
+    pub access: Access,
     /// Range by range.
     pub ranges: Vec<Same>,
 }
@@ -131,6 +138,17 @@ pub enum MigrateError {
         /// How many.
         keys: i64,
     },
+    /// A role or a user is there already, and is another.
+    #[error("the target has a {what} `{name}` that differs: remove it there, or --force to make it equal")]
+    AccessDiffers {
+        /// Role or user.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// There is no randomness for passwords.
+    #[error("could not make up a password")]
+    Random(#[source] getrandom::Error),
     /// The watch ended.
     #[error("the watch on the source ended: {why}")]
     WatchEnded {
@@ -171,7 +189,12 @@ async fn run(
     if keys > 0 && !migration.force {
         return Err(MigrateError::NotEmpty { keys });
     }
-    let mut copy = Copy { from, to, span, leases: Leases::new(from, to, migration), tell };
+    let access = if migration.prefix.is_empty() {
+        Box::pin(access::copy(from, to, migration.force)).await?
+    } else {
+        Access::default()
+    };
+    let mut copy = Copy { from, to, span, access, leases: Leases::new(from, to, migration), tell };
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
         match Box::pin(copy.attempt()).await {
@@ -189,6 +212,7 @@ struct Copy<'a> {
     from: &'a Remote,
     to: &'a Remote,
     span: Span,
+    access: Access,
     leases: Leases<'a>,
     tell: &'a mut dyn FnMut(Step),
 }
@@ -327,6 +351,7 @@ impl Copy<'_> {
             source_now: self.from.revision().await?,
             keys,
             leases: self.leases.alive().await?,
+            access: self.access.clone(),
             ranges,
         })
     }

@@ -3,12 +3,14 @@
 //! Invariant: every request is answered exactly once, or its sender learns that the hub has stopped.
 
 use crate::guard::{AuthAnswer, AuthRequest, Credentials};
+use crate::pieces::Pieces;
 use crate::shared::Shared;
+use crate::storage::Commits;
 use crate::watchers::{Outgoing, StreamId};
 use mvcc::{
-    CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest, LeaseGrantResponse,
-    LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, Revision, Store, TxnRequest, TxnResponse, Watcher,
+    Alarm, CompactResponse, DeleteRangeRequest, DeleteRangeResponse, Error, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseId, LeaseKeepAliveResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, Revision, TxnRequest, TxnResponse, Watcher,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,14 +52,18 @@ pub(crate) enum Request {
         reply: Reply<Hash>,
     },
     Status(Reply<Health>),
+    Alarm(AlarmRequest, Reply<Alarms>),
     Defragment(Reply<Revision>),
     /// Does nothing, for who may do everything.
     Root(Reply<Revision>),
     Auth(AuthRequest, Reply<AuthAnswer>),
     /// A request of somebody who tells who it is.
     As(Arc<Credentials>, Box<Request>),
-    /// A copy of everything, to be read elsewhere.
-    Snapshot(Reply<Box<Store>>),
+    /// Everything, to be read elsewhere; `attempts` were given up before.
+    Snapshot {
+        attempts: u32,
+        reply: Reply<Pieces>,
+    },
     Watch(WatchRequest),
 }
 
@@ -86,6 +92,21 @@ pub(crate) enum WatchKind {
     Progress,
 }
 
+/// What is to be done about alarms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AlarmRequest {
+    List,
+    Raise(Alarm),
+    Disarm(Alarm),
+}
+
+/// Alarms that there are, or that were raised or disarmed.
+#[derive(Debug)]
+pub(crate) struct Alarms {
+    pub(crate) revision: Revision,
+    pub(crate) alarms: Vec<Alarm>,
+}
+
 /// A checksum of the history.
 pub(crate) struct Hash {
     pub(crate) revision: Revision,
@@ -100,7 +121,11 @@ pub(crate) struct Health {
     pub(crate) disk: u64,
     /// Bytes of keys, values and history.
     pub(crate) memory: u64,
-    pub(crate) out_of_space: bool,
+    /// Keys, values and history may take so much.
+    pub(crate) quota: u64,
+    pub(crate) alarms: Vec<Alarm>,
+    /// Commits since the start.
+    pub(crate) commits: Commits,
     /// How far the history is gone.
     pub(crate) compacted: Revision,
     pub(crate) watchers: usize,
@@ -157,6 +182,7 @@ pub(crate) fn status(error: Error) -> Status {
         C::FailedPrecondition => tonic::Code::FailedPrecondition,
         C::OutOfRange => tonic::Code::OutOfRange,
         C::Unavailable => tonic::Code::Unavailable,
+        C::DataLoss => tonic::Code::DataLoss,
         C::Unknown => tonic::Code::Unknown,
         C::PermissionDenied => tonic::Code::PermissionDenied,
         C::Unauthenticated => tonic::Code::Unauthenticated,

@@ -100,7 +100,10 @@ fn portion(records: &[Record]) -> usize {
         bytes += match record {
             Record::Put { key, value, .. } => key.len() + value.len(),
             Record::Delete { key, .. } => key.len(),
-            Record::LeaseGrant { .. } | Record::LeaseRevoke { .. } | Record::Compact { .. } => 0,
+            Record::LeaseGrant { .. }
+            | Record::LeaseRevoke { .. }
+            | Record::Compact { .. }
+            | Record::Alarm { .. } => 0,
             Record::Auth { state } => state.len(),
         };
         bytes <= COMMIT_BYTES

@@ -4,6 +4,8 @@
 //! of a hub; read so that `muster hub restore` makes a hub of either. Here is what a file says of itself. Invariant: a
 //! file is taken for whole only if its checksum says so, or if the caller waives it.
 
+/// Users and roles.
+mod access;
 /// Out of a snapshot.
 mod decode;
 /// Into a snapshot.
@@ -106,8 +108,12 @@ pub struct SnapshotStatus {
     pub size: u64,
     /// Whether the file ends in its checksum.
     pub checksum: bool,
-    /// Whether it has users and roles in force: those are not taken into a hub.
+    /// Whether users are in force.
     pub auth: bool,
+    /// Users.
+    pub users: u64,
+    /// Roles.
+    pub roles: u64,
 }
 
 /// A snapshot that was read.
@@ -159,7 +165,9 @@ impl SnapshotFile {
             leases: content.leases,
             size: file.size(),
             checksum,
-            auth: content.auth,
+            auth: content.auth.is_enabled(),
+            users: content.auth.users().count() as u64,
+            roles: content.auth.roles().count() as u64,
         };
         Ok(Self { status, records: content.records })
     }

@@ -1,23 +1,20 @@
 //! Snapshots in the background, and who waits for them.
 //!
-//! One at a time, on a thread of its own, which reads the store some keys at a time: a write waits for a piece, never
-//! for the whole. Invariant: a snapshot during which the history was compacted is given up and begun anew, in larger
+//! One at a time, on a thread of its own, which reads the store in [`Pieces`]: a write waits for a piece, never for the
+//! whole. Invariant: a snapshot during which the history was compacted is given up and begun anew, in larger
 //! pieces, so that one succeeds however often clients compact.
 
+use crate::pieces::Pieces;
 use crate::request::Reply;
 use crate::shared::Shared;
-use crate::storage::{GivenUp, Snapshot, Written};
-use bytes::Bytes;
-use mvcc::{Record, Revision};
+use crate::storage::{Snapshot, Written};
+use mvcc::Revision;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// Keys read at a time; some hundred microseconds.
-const PIECE: usize = 1000;
 
 /// After one that failed (a full disk, most likely).
 const RETRY: Duration = Duration::from_secs(10);
@@ -75,7 +72,7 @@ impl Snapshots {
     /// Begins one of the store as it is, all of which is durable.
     pub(crate) fn begin(&mut self, snapshot: Snapshot, shared: &Arc<Shared>) {
         self.waiting.append(&mut self.next);
-        let mut pieces = Pieces::new(shared, PIECE << (3 * self.given_up.min(10)), &self.cancelled);
+        let mut pieces = Pieces::new(&shared.read(), shared, self.given_up, &self.cancelled);
         let outcome = self.outcome.clone();
         let thread = thread::Builder::new().name("hub-snapshot".to_owned()).spawn(move || {
             // The channel has room: there is one snapshot at a time.
@@ -137,62 +134,5 @@ impl Drop for Snapshots {
         if let Some(thread) = self.running.take() {
             let _ = thread.join(); // reported by the panic hook
         }
-    }
-}
-
-/// Reads the store piece by piece, as it was when this was made.
-struct Pieces {
-    shared: Arc<Shared>,
-    keys: usize,
-    cancelled: Arc<AtomicBool>,
-    at: Revision,
-    compacted: Revision,
-    /// Leases, users and roles, and the compaction; the first piece.
-    first: Option<Vec<Record>>,
-    after: Option<Bytes>,
-    ended: bool,
-}
-
-impl Pieces {
-    fn new(shared: &Arc<Shared>, keys: usize, cancelled: &Arc<AtomicBool>) -> Self {
-        let store = shared.read();
-        let (at, compacted) = (store.revision(), store.compacted());
-        let mut first = store.lease_records();
-        first.push(store.auth_record());
-        drop(store);
-        if compacted.0 >= 0 {
-            first.push(Record::Compact { revision: compacted, obsolete: Vec::new() });
-        }
-        Self {
-            shared: Arc::clone(shared),
-            keys,
-            cancelled: Arc::clone(cancelled),
-            at,
-            compacted,
-            first: Some(first),
-            after: None,
-            ended: false,
-        }
-    }
-
-    fn next(&mut self) -> Result<Option<Vec<Record>>, GivenUp> {
-        if self.cancelled.load(Ordering::Relaxed) {
-            return Err(GivenUp);
-        }
-        if let Some(first) = self.first.take() {
-            return Ok(Some(first));
-        }
-        if self.ended {
-            return Ok(None);
-        }
-        let store = self.shared.read();
-        if store.compacted() != self.compacted {
-            return Err(GivenUp);
-        }
-        let (records, last) = store.records(self.after.as_ref(), self.keys, self.at);
-        drop(store);
-        self.ended = last.is_none();
-        self.after = last;
-        Ok(Some(records))
     }
 }

@@ -43,6 +43,7 @@ mod crash;
 mod faulty;
 
 use crate::HubError;
+use crate::histogram::Histogram;
 use entry::Entry;
 use files::{Directory, Files};
 use log::{Log, Sizes};
@@ -51,12 +52,9 @@ use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 pub(crate) use entry::Identity;
-
-/// A snapshot is due when the log has grown by this and by the size of the last snapshot: the disk holds about twice
-/// the data, a start reads no more than that, and no byte is copied more than about once for each that is written.
-const SNAPSHOT_AFTER: u64 = 64 << 20;
 
 /// What to do about damage: in every message that reports some.
 const ADVICE: &str =
@@ -105,6 +103,8 @@ pub(crate) struct Opened {
 pub(crate) struct Storage {
     disk: Disk<Directory>,
     path: PathBuf,
+    snapshot_after: u64,
+    commit: Histogram,
     /// Held for as long as the directory is in use.
     _lock: File,
 }
@@ -126,22 +126,37 @@ impl Storage {
         let (disk, records) = Disk::open(Directory(data_dir.to_owned()), Sizes::USUAL)
             .map_err(|error| error.in_directory(data_dir))?;
         let identity = disk.identity;
-        let storage = Self { disk, path: data_dir.to_owned(), _lock: lock };
+        let snapshot_after = crate::Limits::default().log;
+        let (path, commit) = (data_dir.to_owned(), Histogram::default());
+        let storage = Self { disk, path, snapshot_after, commit, _lock: lock };
         Ok(Opened { storage, identity, records })
     }
 
     /// Makes the records durable; one sync. Aborts the process if that fails: nothing that was promised before is
     /// lost, and the next start sees what the disk has.
     pub(crate) fn append(&mut self, records: &[Record]) {
+        let began = Instant::now();
         if let Err(error) = self.disk.append(records) {
             tracing::error!(path = %self.path.display(), %error, "could not make data durable; aborting");
             std::process::abort();
         }
+        self.commit.observe(began.elapsed());
+    }
+
+    /// A snapshot is due when the log has grown by this and by the size of the last snapshot: the disk holds about twice
+    /// the data, a start reads no more than that, and no byte is copied more than about once for each that is written.
+    pub(crate) fn set_snapshot_after(&mut self, bytes: u64) {
+        self.snapshot_after = bytes;
+    }
+
+    /// Commits since the start.
+    pub(crate) fn commits(&self) -> Commits {
+        Commits { commit: self.commit, sync: self.disk.log.syncs() }
     }
 
     /// Whether the log has grown enough for a snapshot.
     pub(crate) fn is_snapshot_due(&self) -> bool {
-        self.disk.is_snapshot_due()
+        self.disk.is_snapshot_due(self.snapshot_after)
     }
 
     /// Begins a snapshot of all that was appended so far.
@@ -166,6 +181,15 @@ impl Storage {
     pub(crate) fn size(&self) -> u64 {
         self.disk.log.size() + self.disk.snapshot_size
     }
+}
+
+/// How long commits took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Commits {
+    /// The whole of each.
+    pub(crate) commit: Histogram,
+    /// The sync in it.
+    pub(crate) sync: Histogram,
 }
 
 /// A snapshot to be written, by any thread.
@@ -200,7 +224,8 @@ impl<F: Files> Disk<F> {
             Record::LeaseGrant { .. }
             | Record::LeaseRevoke { .. }
             | Record::Compact { .. }
-            | Record::Auth { .. } => None,
+            | Record::Auth { .. }
+            | Record::Alarm { .. } => None,
         });
         let log = Log::open(files.clone(), snapshot.group, sizes, |payload| {
             entry::decode(payload, &mut |entry| take(entry, &mut records))
@@ -223,8 +248,8 @@ impl<F: Files> Disk<F> {
         Ok(())
     }
 
-    fn is_snapshot_due(&self) -> bool {
-        self.log.size().saturating_sub(self.log_then) > SNAPSHOT_AFTER + self.snapshot_size
+    fn is_snapshot_due(&self, after: u64) -> bool {
+        self.log.size().saturating_sub(self.log_then) > after + self.snapshot_size
     }
 
     fn snapshot(&self) -> SnapshotOf<F> {

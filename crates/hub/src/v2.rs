@@ -4,7 +4,9 @@
 //! directory is a prefix: it is there while a key below it is, or its *marker* is: the key `/a/` with an empty value,
 //! which v2 makes for directories that are empty. A time to live is a lease of its own per key (2 s at the least);
 //! what is put into a directory that ends has the directory's lease. Indices are revisions. Where v3 differs it
-//! wins: a `set` keeps `createdIndex`, and the directory of a key that ends goes with the last key.
+//! wins: a `set` keeps `createdIndex`, and the directory of a key that ends goes with the last key. Unlike etcd this does
+//! not let pages of other origins in (CORS): in a cluster that runs units for whoever writes keys, any web page that
+//! somebody opens would be root.
 //! Invariant: nothing is stored for v2 alone but the markers.
 
 /// Refusals.
@@ -26,6 +28,7 @@ mod write;
 
 use crate::http::inside::{Caller, Services};
 use crate::http::{json, not_allowed, plain, read_body, respond, transcode};
+use crate::storage::Identity;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -52,11 +55,13 @@ struct V2 {
     services: Services,
     history: Arc<History>,
     began: (SystemTime, Instant),
+    identity: Identity,
 }
 
 /// The pages below `/v2`.
-pub(crate) fn routes(services: Services) -> Router {
-    let state = V2 { services, history: Arc::default(), began: (SystemTime::now(), Instant::now()) };
+pub(crate) fn routes(services: Services, identity: Identity) -> Router {
+    let began = (SystemTime::now(), Instant::now());
+    let state = V2 { services, history: Arc::default(), began, identity };
     Router::new()
         .route("/v2/keys", any(keys))
         .route("/v2/keys/", any(keys))
@@ -79,6 +84,14 @@ async fn keys(State(v2): State<V2>, request: Request<Body>) -> Response {
             response
         }
     };
+    v2.cluster_header(&mut response);
+    // The raft index of a hub is its revision.
+    if response.status().is_success()
+        && let Some(index) = response.headers().get("X-Etcd-Index").cloned()
+    {
+        response.headers_mut().insert("X-Raft-Index", index);
+        response.headers_mut().insert("X-Raft-Term", HeaderValue::from(v2.identity.term));
+    }
     if response.status() == StatusCode::UNAUTHORIZED {
         let challenge = HeaderValue::from_static("Basic realm=\"etcd\"");
         response.headers_mut().insert("WWW-Authenticate", challenge);
@@ -129,6 +142,17 @@ fn is_form(headers: &HeaderMap) -> bool {
         .unwrap_or_default()
         .trim()
         .eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+impl V2 {
+    /// On all but refusals of a method.
+    fn cluster_header(&self, response: &mut Response) {
+        if response.status() != StatusCode::METHOD_NOT_ALLOWED
+            && let Ok(id) = HeaderValue::try_from(format!("{:x}", self.identity.cluster))
+        {
+            response.headers_mut().insert("X-Etcd-Cluster-Id", id);
+        }
+    }
 }
 
 fn index_header(response: &mut Response, index: i64) {
@@ -228,7 +252,9 @@ async fn members(State(v2): State<V2>, method: Method) -> Response {
         return not_allowed("GET,HEAD");
     }
     let Some(member) = the_member(&v2).await else { return unavailable() };
-    json(StatusCode::OK, format!("{{\"members\":[{}]}}\n", member_json(&member)))
+    let mut response = json(StatusCode::OK, format!("{{\"members\":[{}]}}\n", member_json(&member)));
+    v2.cluster_header(&mut response);
+    response
 }
 
 async fn member(State(v2): State<V2>, Path(id): Path<String>, method: Method) -> Response {

@@ -7,7 +7,7 @@ use crate::HubError;
 use crate::restore::sibling;
 use crate::storage::{Opened, Storage};
 use bytes::Bytes;
-use mvcc::{LeaseId, Record, Revision, RowId, Store};
+use mvcc::{Auth, LeaseId, Record, Revision, RowId, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -30,6 +30,10 @@ pub struct Report {
     pub keys: u64,
     /// Leases.
     pub leases: u64,
+    /// Users.
+    pub users: u64,
+    /// Roles.
+    pub roles: u64,
     /// Bytes on disk.
     pub bytes: u64,
     /// CRC-32C over the history, the same as `etcdctl endpoint hashkv` of a hub with this data.
@@ -100,6 +104,7 @@ fn examine(records: Vec<Record>, bytes: u64) -> Report {
     let mut problems = Vec::new();
     let mut rows = 0;
     let mut leases = BTreeSet::new();
+    let mut users = Auth::default();
     let mut keys: BTreeMap<&Bytes, Seen> = BTreeMap::new();
     for record in &records {
         match record {
@@ -124,13 +129,17 @@ fn examine(records: Vec<Record>, bytes: u64) -> Report {
             Record::LeaseRevoke { id } => {
                 leases.remove(id);
             }
-            Record::Compact { .. } | Record::Auth { .. } => {}
+            Record::Auth { state } => users = Auth::of_state(state).unwrap_or_default(),
+            Record::Compact { .. } | Record::Alarm { .. } => {}
         }
     }
     for (key, seen) in &keys {
         if !seen.lease.is_none() && !leases.contains(&seen.lease) {
             problems.push(format!("key {}: its lease {} does not exist", key.escape_ascii(), seen.lease));
         }
+    }
+    if users.is_enabled() && !users.has_root() {
+        problems.push("users are in force, but none of them is `root` with the role `root`".to_owned());
     }
     let live = keys.values().filter(|seen| seen.version > 0).count() as u64;
     let mut report = Report {
@@ -139,6 +148,8 @@ fn examine(records: Vec<Record>, bytes: u64) -> Report {
         rows,
         keys: live,
         leases: leases.len() as u64,
+        users: users.users().count() as u64,
+        roles: users.roles().count() as u64,
         bytes,
         hash: 0,
         problems,
@@ -232,14 +243,17 @@ mod tests {
             put(5, 0, "a", 2, 4, 9),
             put(6, 0, "b", 7, 1, 0),
             put(8, 0, "c", 8, 1, 0),
+            Auth::new(true, 7, [], [("r".to_owned(), Vec::new())]).record(),
         ];
         let report = examine(records, 0);
+        assert_eq!((report.users, report.roles), (0, 1));
         let expected = [
             "lease 0000000000000001: its time to live is 0 s",
             "row 3.0, key a: version 3, created at 2, follows version 1, created at 2 (row 2.0)",
             "row 5.0, key a: version 4 right after a deletion",
             "row 6.0, key b: version 1, created at 7",
             "key a: its lease 0000000000000009 does not exist",
+            "users are in force, but none of them is `root` with the role `root`",
             "no record of revision 7; the next one is 8.0",
         ];
         assert_eq!(report.problems, expected);

@@ -229,6 +229,7 @@ async fn start_hub(machine: &Machine) -> Result<hub::Hub> {
         name: machine.name.clone(),
         auth: hub::AuthConfig { token_ttl: section.auth_token_ttl, ..hub::AuthConfig::default() },
         tls,
+        limits: hub::Limits { quota: section.quota_backend_bytes, ..hub::Limits::default() },
     };
     let hub = hub::Hub::start(config).await.context("the embedded hub did not start")?;
     info!(address = %hub.address(), data = %section.data_dir.display(), "hub serves");

@@ -67,6 +67,8 @@ pub struct HubSection {
     pub listen: SocketAddr,
     /// Where the embedded hub keeps its data.
     pub data_dir: PathBuf,
+    /// How many bytes keys, values and their history may take in the embedded hub, all of them in memory.
+    pub quota_backend_bytes: u64,
     /// This machine's certificate, in PEM: what it shows to a hub that asks, and what the embedded hub shows. With it
     /// the embedded hub speaks TLS and nothing else.
     pub cert_file: Option<PathBuf>,
@@ -92,6 +94,7 @@ impl Default for HubSection {
             endpoints: Vec::new(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379),
             data_dir: Path::new(STATE_DIR).join("hub"),
+            quota_backend_bytes: hub::Limits::default().quota,
             cert_file: None,
             key_file: None,
             ca_file: None,
@@ -279,13 +282,14 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 30] = [
+pub const FIELDS: [(&str, &str); 31] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
     ("hub.endpoints", "[] (this machine embeds the hub)"),
     ("hub.listen", "\"127.0.0.1:2379\""),
     ("hub.data-dir", "\"/var/lib/muster/hub\""),
+    ("hub.quota-backend-bytes", "2147483648"),
     ("hub.cert-file", "none"),
     ("hub.key-file", "none"),
     ("hub.ca-file", "the system's authorities"),
@@ -408,8 +412,13 @@ mod tests {
     #[test]
     fn the_environment_beats_the_file() {
         let text = "[hub]\nendpoints = [\"http://10.0.0.1:2379\"]\n[agent]\nlease-ttl = \"3s\"\n";
-        let variables = [("MUSTER_AGENT_LEASE_TTL", "9s"), ("MUSTER_ROUTER_NGINX_ENABLED", "true")];
+        let variables = [
+            ("MUSTER_AGENT_LEASE_TTL", "9s"),
+            ("MUSTER_ROUTER_NGINX_ENABLED", "true"),
+            ("MUSTER_HUB_QUOTA_BACKEND_BYTES", "1048576"),
+        ];
         let loaded = with(text, &variables).expect("valid");
+        assert_eq!(loaded.config.hub.quota_backend_bytes, 1 << 20);
         assert_eq!(loaded.config.agent.lease_ttl, Duration::from_secs(9));
         assert!(loaded.config.router.nginx.enabled);
         assert_eq!(loaded.origins["hub.endpoints"], Origin::File);

@@ -151,6 +151,52 @@ impl Default for Auth {
 }
 
 impl Auth {
+    /// Users and roles that were kept elsewhere. `revision` is at least 1.
+    pub fn new(
+        enabled: bool,
+        revision: u64,
+        users: impl IntoIterator<Item = (String, User)>,
+        roles: impl IntoIterator<Item = (String, Vec<Permission>)>,
+    ) -> Self {
+        let mut auth = Self { enabled, revision: revision.max(1), ..Self::default() };
+        auth.users.extend(users);
+        auth.roles.extend(roles);
+        // Sorted, as they are looked for.
+        for user in auth.users.values_mut() {
+            user.roles.sort_unstable();
+            user.roles.dedup();
+        }
+        for permissions in auth.roles.values_mut() {
+            permissions.sort_by(|a, b| a.key.cmp(&b.key));
+        }
+        auth
+    }
+
+    /// Out of the state of a [`Record::Auth`]; none if it is damaged.
+    pub fn of_state(state: &[u8]) -> Option<Self> {
+        Self::decode(state)
+    }
+
+    /// As a record; it replaces those before it.
+    pub fn record(&self) -> Record {
+        Record::Auth { state: self.encode() }
+    }
+
+    /// Whether there is a user who may do everything, without whom users must not be in force.
+    pub fn has_root(&self) -> bool {
+        self.users.get(ROOT).is_some_and(User::is_root)
+    }
+
+    /// All users by name.
+    pub fn user_entries(&self) -> impl Iterator<Item = (&String, &User)> {
+        self.users.iter()
+    }
+
+    /// All roles by name, with what was granted to them by key.
+    pub fn role_entries(&self) -> impl Iterator<Item = (&String, &Vec<Permission>)> {
+        self.roles.iter()
+    }
+
     /// Whether it is checked who asks.
     pub fn is_enabled(&self) -> bool {
         self.enabled
@@ -391,6 +437,6 @@ impl Store {
 
     /// Users and roles as a record; it replaces those before it.
     pub fn auth_record(&self) -> Record {
-        Record::Auth { state: self.auth.encode() }
+        self.auth.record()
     }
 }

@@ -24,6 +24,8 @@ pub enum Code {
     OutOfRange,
     /// 14: come again later.
     Unavailable,
+    /// 15: data is lost or wrong.
+    DataLoss,
     /// 16: nobody knows who the caller is.
     Unauthenticated,
 }
@@ -64,6 +66,9 @@ pub enum Error {
     /// The store is above its quota.
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
+    /// There is an alarm that members have different data.
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
     /// No lease of that id, or it has expired.
     #[error("etcdserver: requested lease not found")]
     LeaseNotFound,
@@ -152,6 +157,7 @@ impl Error {
             | Self::AuthOldRevision => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
             Self::NoSpace => Code::ResourceExhausted,
+            Self::Corrupt => Code::DataLoss,
             Self::LeaseNotFound => Code::NotFound,
             Self::LeaseExists
             | Self::RootUserMissing

@@ -6,6 +6,7 @@
 use crate::noun::{KeyRange, KeyValue, LeaseId, Record, Revision, RowId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 
 /// What one version costs in memory beside its value: the struct, and its share of the vector and the tree.
@@ -62,6 +63,8 @@ pub(crate) struct Index {
     keys: BTreeMap<Bytes, Vec<Version>>,
     /// Keys, values and overhead of all versions, in bytes.
     size: u64,
+    /// The part of it that compaction may free: tombstones, and what is not the newest of its key.
+    history: u64,
 }
 
 impl Index {
@@ -126,9 +129,21 @@ impl Index {
 
     /// Appends a version, which must be newer than all of its key.
     pub(crate) fn push(&mut self, key: Bytes, version: Version) {
-        self.size += cost(&key, &version);
+        let cost = cost(&key, &version);
+        self.size += cost;
+        if version.is_tombstone() {
+            self.history += cost;
+        }
         // Most keys of a registry are written once or rarely: start at one, not at the four that a vector takes.
-        self.keys.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(version);
+        match self.keys.entry(key) {
+            Entry::Vacant(entry) => entry.insert(Vec::with_capacity(1)).push(version),
+            Entry::Occupied(mut entry) => {
+                if let Some(last) = entry.get().last().filter(|last| !last.is_tombstone()) {
+                    self.history += self::cost(entry.key(), last);
+                }
+                entry.get_mut().push(version);
+            }
+        }
     }
 
     /// Drops what nobody can read once revisions below `compacted` are gone. Keeps per key the newest version at or
@@ -137,12 +152,14 @@ impl Index {
         let Some(history) = self.keys.get_mut(key) else { return };
         let newest = history.partition_point(|version| version.row.main <= compacted);
         let mut at = 0;
-        let size = &mut self.size;
+        let (size, freed) = (&mut self.size, &mut self.history);
         history.retain(|version| {
             at += 1;
             let keep = version.row.main >= compacted || (at == newest && !version.is_tombstone());
             if !keep {
-                *size -= cost(key, version);
+                let cost = cost(key, version);
+                *size -= cost;
+                *freed -= cost;
                 obsolete.push(version.row);
             }
             keep
@@ -165,6 +182,11 @@ impl Index {
     /// Bytes that the versions take, about.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Bytes that versions take which are not the present.
+    pub(crate) fn history_size(&self) -> u64 {
+        self.history
     }
 }
 

@@ -21,6 +21,8 @@
 
 /// Which keys a set of permissions covers.
 mod access;
+/// What is wrong with a member.
+pub mod alarm;
 /// Users, roles and what they may do.
 pub mod auth;
 /// Users and roles as bytes.
@@ -54,6 +56,7 @@ mod txn;
 /// Watchers: what they select from a batch, and an index of who wants a key.
 pub mod watch;
 
+pub use alarm::{Alarm, AlarmKind};
 pub use auth::{Auth, AuthCommand, PasswordHash, Permission, PermissionKind, User};
 pub use command::{Command, Response};
 pub use error::{Code, Error, ReplayError};

@@ -3,6 +3,7 @@
 //! Plain data with public fields: a value of any of these types may be wrong only in ways that the store checks.
 //! Invariant: [`KeyRange`] is the only place that knows etcd's range encoding.
 
+use crate::alarm::Alarm;
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
@@ -266,6 +267,13 @@ pub enum Record {
         /// Rows that nobody can read any more. Whoever stores rows by [`RowId`] may drop them, at leisure:
         /// replaying with or without them gives the same store.
         obsolete: Vec<RowId>,
+    },
+    /// An alarm was raised or disarmed.
+    Alarm {
+        /// Which.
+        alarm: Alarm,
+        /// Raised, or else disarmed.
+        raised: bool,
     },
     /// Users and roles changed; replaces every record of this kind before it.
     Auth {

@@ -4,13 +4,14 @@
 //! rows dropped or not. Invariant: both give the same store, and leases start at their full time: nobody loses a
 //! lease because the hub was down.
 
+use crate::alarm::Alarm;
 use crate::auth::Auth;
 use crate::error::ReplayError;
 use crate::index::Version;
 use crate::noun::{Batch, Event, EventKind, KeyValue, LeaseId, Record, Revision, RowId};
 use crate::store::Store;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ struct Replay {
     leases: BTreeMap<LeaseId, i64>,
     compacted: Option<Revision>,
     auth: Auth,
+    alarms: BTreeSet<Alarm>,
 }
 
 impl Replay {
@@ -61,6 +63,12 @@ impl Replay {
             Record::Compact { revision, .. } => {
                 possible(revision.0)?;
                 self.compacted = self.compacted.max(Some(revision));
+            }
+            Record::Alarm { alarm, raised: true } => {
+                self.alarms.insert(alarm);
+            }
+            Record::Alarm { alarm, raised: false } => {
+                self.alarms.remove(&alarm);
             }
             Record::Auth { state } => self.auth = Auth::decode(&state).ok_or(ReplayError::Auth)?,
         }
@@ -82,6 +90,7 @@ impl Replay {
     fn finish(self, now: Duration) -> Result<Replayed, ReplayError> {
         let mut store = Store::new();
         store.auth = self.auth;
+        store.alarms = self.alarms;
         if let Some(compacted) = self.compacted {
             store.compacted = compacted;
             store.revision = store.revision.max(compacted);

@@ -5,6 +5,7 @@
 //! showing anyone its response or its events. Invariant: the log has exactly one batch for every revision from
 //! the compacted one (or 2) up to the current one.
 
+use crate::alarm::Alarm;
 use crate::auth::Auth;
 use crate::error::Error;
 use crate::hash;
@@ -19,7 +20,7 @@ use crate::request::{
 };
 use crate::txn::{self, Plan, Write};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ pub struct Store {
     pub(crate) log: VecDeque<SharedBatch>,
     pub(crate) leases: Leases,
     pub(crate) auth: Auth,
+    pub(crate) alarms: BTreeSet<Alarm>,
 }
 
 impl Default for Store {
@@ -70,6 +72,7 @@ impl Store {
             log: VecDeque::new(),
             leases: Leases::default(),
             auth: Auth::default(),
+            alarms: BTreeSet::new(),
         }
     }
 
@@ -86,6 +89,11 @@ impl Store {
     /// Bytes that keys, values and their history take, about.
     pub fn size(&self) -> u64 {
         self.index.size()
+    }
+
+    /// Bytes of that which only the history takes: what a compaction of all but the present would free, about.
+    pub fn history_size(&self) -> u64 {
+        self.index.history_size()
     }
 
     /// Reads keys.

@@ -2,8 +2,11 @@
 //!
 //! Only what is known is told: no figure here stands for another. Invariant: asking for it costs that thread two requests.
 
+use super::calls::Calls;
+use crate::histogram::Histogram;
 use crate::maintenance::VERSION;
 use crate::request::Health;
+use mvcc::AlarmKind;
 use std::fmt::Write as _;
 use std::fs;
 
@@ -11,8 +14,8 @@ use std::fs;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The page.
-pub(crate) fn page(health: &Health, keys: i64) -> String {
-    let mut page = Page(String::with_capacity(4096));
+pub(crate) fn page(health: &Health, keys: i64, calls: &Calls) -> String {
+    let mut page = Page(String::with_capacity(16 << 10));
     let revision = health.revision.0;
     page.gauge("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not.", 1);
     page.gauge("etcd_server_is_leader", "Whether or not this member is a leader. 1 if is, 0 otherwise.", 1);
@@ -27,7 +30,16 @@ pub(crate) fn page(health: &Health, keys: i64) -> String {
     page.gauge("etcd_server_proposals_applied_total", "The total number of proposals applied.", revision);
     page.gauge("etcd_server_proposals_pending", "The current number of pending proposals to commit.", 0);
     page.counter("etcd_server_proposals_failed_total", "The total number of failed proposals seen.", 0);
-    let failed = u8::from(health.out_of_space);
+    let quota = "Current backend storage quota size in bytes.";
+    page.gauge("etcd_server_quota_backend_bytes", quota, health.quota);
+    page.gauge("etcd_server_is_learner", "Whether or not this member is a learner. 1 if is, 0 otherwise.", 0);
+    let commits = &health.commits;
+    // Also what etcd calls a commit of its backend is one of data to disk; here it is what a turn of writes waits for.
+    let help = "The latency distributions of commit called by backend.";
+    page.histogram("etcd_disk_backend_commit_duration_seconds", help, &commits.commit);
+    let help = "The latency distributions of fsync called by WAL.";
+    page.histogram("etcd_disk_wal_fsync_duration_seconds", help, &commits.sync);
+    let failed = u8::from(health.alarms.iter().any(|alarm| alarm.kind == AlarmKind::NoSpace));
     page.gauge("muster_hub_out_of_space", "Whether writes are refused because the quota is used up.", failed);
     let size = "Total size of the underlying database physically allocated in bytes.";
     page.gauge("etcd_mvcc_db_total_size_in_bytes", size, health.disk);
@@ -44,6 +56,7 @@ pub(crate) fn page(health: &Health, keys: i64) -> String {
         "The revision of the last compaction in store.",
         compacted,
     );
+    calls.write(&mut page.0);
     process(&mut page);
     page.0
 }
@@ -104,6 +117,16 @@ impl Page {
 
     fn labelled(&mut self, name: &str, help: &str, labels: &str) {
         self.metric(name, help, "gauge", &format!("{{{labels}}}"), 1);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (limit, count) in histogram.buckets() {
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{}\"}} {count}", limit.as_secs_f64());
+        }
+        let (count, sum) = (histogram.count(), histogram.sum().as_secs_f64());
+        let _ =
+            writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum}\n{name}_count {count}");
     }
 
     fn metric(&mut self, name: &str, help: &str, kind: &str, labels: &str, value: impl std::fmt::Display) {

@@ -1,11 +1,12 @@
 //! What an etcd's snapshot holds, as a hub's records.
 //!
-//! Buckets that a hub has no use for (members, users, alarms) are counted and summed, not read. Invariant: an entry that
+//! Buckets that are of a member and not of the data (members, alarms) are counted and summed, not read. Invariant: an entry that
 //! cannot be read is an error that names it, never left out in silence.
 
+use super::access::Found;
 use super::schema::{self, KeyValue, Lease};
 use crate::bolt::read::File;
-use mvcc::{LeaseId, Record, Revision, crc32c};
+use mvcc::{Auth, LeaseId, Record, Revision, crc32c};
 use prost::Message;
 
 pub(super) struct Content {
@@ -14,13 +15,13 @@ pub(super) struct Content {
     pub(super) total_keys: u64,
     pub(super) rows: u64,
     pub(super) leases: u64,
-    pub(super) auth: bool,
+    pub(super) auth: Auth,
 }
 
 /// Reads everything, or says what is wrong.
 pub(super) fn content(file: &File<'_>) -> Result<Content, String> {
     let (mut rows, mut leases) = (Vec::new(), Vec::new());
-    let (mut hash, mut total_keys, mut auth) = (0, 0, false);
+    let (mut hash, mut total_keys, mut auth) = (0, 0, Found::default());
     let (mut compacted, mut wrong, mut found) = (None, None, false);
     for bucket in file.buckets().map_err(|damage| damage.to_string())? {
         hash = crc32c(hash, bucket.name);
@@ -33,10 +34,9 @@ pub(super) fn content(file: &File<'_>) -> Result<Content, String> {
                 schema::KEY => row(key, value).map(|record| rows.push(record)),
                 schema::LEASE => lease(key, value).map(|record| leases.push(record)),
                 schema::META => meta(key, value).map(|revision| compacted = compacted.max(revision)),
-                schema::AUTH => {
-                    auth |= key == schema::AUTH_ENABLED.as_bytes() && value == [1];
-                    Some(())
-                }
+                schema::AUTH => auth.flag(key, value),
+                schema::AUTH_USERS => auth.user(key, value),
+                schema::AUTH_ROLES => auth.role(key, value),
                 _ => Some(()),
             };
             if readable.is_none() && wrong.is_none() {
@@ -53,7 +53,9 @@ pub(super) fn content(file: &File<'_>) -> Result<Content, String> {
     }
     let (row_count, lease_count) = (rows.len() as u64, leases.len() as u64);
     let compact = compacted.map(|revision| Record::Compact { revision, obsolete: Vec::new() });
-    let records = compact.into_iter().chain(leases).chain(rows).collect();
+    let auth = auth.auth();
+    let users = (auth != Auth::default()).then(|| auth.record());
+    let records = compact.into_iter().chain(users).chain(leases).chain(rows).collect();
     Ok(Content { records, hash, total_keys, rows: row_count, leases: lease_count, auth })
 }
 

@@ -1,12 +1,13 @@
 //! A store as an etcd's snapshot.
 //!
-//! Made from a copy of the store, on a thread of its own, while the hub goes on. Invariant: the bytes are the same for
-//! the same copy, and exactly as many as were announced.
+//! Made from the store's records, on a thread of its own, while the hub goes on. Invariant: the bytes are the same for
+//! the same records, and exactly as many as were announced.
 
+use super::access;
 use super::schema::{self, KeyValue, Lease};
 use crate::bolt::write::{Bucket, Entry, Plan};
 use bytes::Bytes;
-use mvcc::{Record, RowId, Store};
+use mvcc::{Auth, Record, Revision, RowId};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
@@ -43,9 +44,7 @@ impl Row {
                 Value::KeyValue(KeyValue { key: key.clone(), ..KeyValue::default() })
             }
             Self::Record(Record::LeaseGrant { id, ttl }) => Value::Lease(Lease { id: id.0, ttl: *ttl }),
-            Self::Record(Record::LeaseRevoke { .. } | Record::Compact { .. } | Record::Auth { .. }) => {
-                Value::Bytes(Vec::new())
-            }
+            Self::Record(_) => Value::Bytes(Vec::new()), // not rows
         }
     }
 }
@@ -81,7 +80,7 @@ impl Entry for Row {
                 out.push(schema::TOMBSTONE);
             }
             Self::Record(Record::LeaseGrant { id, .. }) => out.extend_from_slice(&id.0.to_be_bytes()),
-            Self::Record(Record::LeaseRevoke { .. } | Record::Compact { .. } | Record::Auth { .. }) => {} // not rows
+            Self::Record(_) => {} // not rows
         }
     }
 
@@ -96,23 +95,29 @@ impl Entry for Row {
 }
 
 impl Snapshot {
-    /// Of a store. `term` is what the hub says in its answers.
-    pub(crate) fn new(store: &Store, term: u64) -> Self {
-        let (mut rows, mut leases) = (Vec::new(), Vec::new());
+    /// Of the records of a store at `revision`, in any order. `term` is what the hub says in its answers.
+    pub(crate) fn new(records: Vec<Record>, revision: Revision, term: u64) -> Self {
+        let (mut rows, mut leases) = (Vec::with_capacity(records.len()), Vec::new());
         let mut compacted = None;
-        for record in store.dump() {
-            match record {
-                Record::Put { .. } | Record::Delete { .. } => rows.push(Row::Record(record)),
+        let mut auth = Auth::default();
+        for record in records {
+            match &record {
+                Record::Put { row, .. } | Record::Delete { row, .. } => {
+                    rows.push((*row, Row::Record(record)));
+                }
                 Record::LeaseGrant { id, .. } => leases.push((id.0.cast_unsigned(), Row::Record(record))),
-                Record::Compact { revision, .. } => compacted = Some(RowId { main: revision, sub: 0 }),
-                // A store's dump has neither: users are not in a snapshot.
-                Record::LeaseRevoke { .. } | Record::Auth { .. } => {}
+                Record::Compact { revision, .. } => compacted = Some(RowId { main: *revision, sub: 0 }),
+                // A store's own, so it can be read.
+                Record::Auth { state } => auth = Auth::of_state(state).unwrap_or_default(),
+                // What is wrong with a member is not with its copy; a revocation is no record of a store as it is.
+                Record::Alarm { .. } | Record::LeaseRevoke { .. } => {}
             }
         }
+        rows.sort_unstable_by_key(|(row, _)| *row); // they come by key
         leases.sort_unstable_by_key(|(id, _)| *id); // bbolt compares bytes, so a negative id comes last
 
         // etcd's raft index; ours is the revision, as in the answers of Status.
-        let index = store.revision().0.to_be_bytes().to_vec();
+        let index = revision.0.to_be_bytes().to_vec();
         let mut meta = vec![Row::Pair(schema::CONSISTENT_INDEX.into(), index)];
         if let Some(compacted) = compacted {
             for name in [schema::FINISHED_COMPACT, schema::SCHEDULED_COMPACT] {
@@ -121,13 +126,22 @@ impl Snapshot {
         }
         meta.push(Row::Pair(schema::TERM.into(), term.to_be_bytes().to_vec()));
 
-        let (mut rows, mut meta) = (Some(rows), Some(meta));
+        let pairs = |pairs: Vec<(Vec<u8>, Vec<u8>)>| {
+            Some(pairs.into_iter().map(|(key, value)| Row::Pair(key, value)).collect::<Vec<_>>())
+        };
+        let mut flags = pairs(access::flags(&auth));
+        let (mut users, mut roles) = (pairs(access::users(&auth)), pairs(access::roles(&auth)));
+        let mut rows = Some(rows.into_iter().map(|(_, row)| row).collect());
+        let mut meta = Some(meta);
         let mut leases = Some(leases.into_iter().map(|(_, lease)| lease).collect());
         let buckets = schema::BUCKETS.map(|name| {
             let entries = match name {
                 schema::KEY => rows.take(),
                 schema::LEASE => leases.take(),
                 schema::META => meta.take(),
+                schema::AUTH => flags.take(),
+                schema::AUTH_USERS => users.take(),
+                schema::AUTH_ROLES => roles.take(),
                 _ => None,
             };
             Bucket { name, entries: entries.unwrap_or_default() }

@@ -11,12 +11,16 @@ pub(super) const KEY: &str = "key";
 pub(super) const LEASE: &str = "lease";
 /// What there is one of.
 pub(super) const META: &str = "meta";
-/// Whether users are in force.
+/// Whether users are in force, and their revision.
 pub(super) const AUTH: &str = "auth";
+/// Users, by name.
+pub(super) const AUTH_USERS: &str = "authUsers";
+/// Roles, by name.
+pub(super) const AUTH_ROLES: &str = "authRoles";
 
 /// All buckets that an etcd 3.4 makes, sorted; those of later versions are made on their first start.
 pub(super) const BUCKETS: [&str; 10] =
-    ["alarm", AUTH, "authRoles", "authUsers", "cluster", KEY, LEASE, "members", "members_removed", META];
+    ["alarm", AUTH, AUTH_ROLES, AUTH_USERS, "cluster", KEY, LEASE, "members", "members_removed", META];
 
 /// In [`META`], sorted: the index in the raft log up to which the rest is applied (u64, big-endian); up to which revision
 /// the history is gone, and is to go; the raft term (u64, big-endian; since 3.5).
@@ -25,8 +29,9 @@ pub(super) const FINISHED_COMPACT: &str = "finishedCompactRev";
 pub(super) const SCHEDULED_COMPACT: &str = "scheduledCompactRev";
 pub(super) const TERM: &str = "term";
 
-/// In [`AUTH`]: one byte, 1 if users are in force.
+/// In [`AUTH`], sorted: one byte, 1 if users are in force; their revision (u64, big-endian).
 pub(super) const AUTH_ENABLED: &str = "authEnabled";
+pub(super) const AUTH_REVISION: &str = "authRevision";
 
 /// Bytes of a revision's key: main, `_`, sub.
 pub(super) const ROW: usize = 17;
@@ -58,6 +63,47 @@ pub(super) struct Lease {
     /// Seconds.
     #[prost(int64, tag = "2")]
     pub(super) ttl: i64,
+}
+
+/// etcd's `authpb.User`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct User {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) name: Bytes,
+    /// bcrypt's text.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) password: Bytes,
+    #[prost(string, repeated, tag = "3")]
+    pub(super) roles: Vec<String>,
+    #[prost(message, optional, tag = "4")]
+    pub(super) options: Option<UserOptions>,
+}
+
+/// etcd's `authpb.UserAddOptions`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct UserOptions {
+    #[prost(bool, tag = "1")]
+    pub(super) no_password: bool,
+}
+
+/// etcd's `authpb.Role`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Role {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) name: Bytes,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) permissions: Vec<Permission>,
+}
+
+/// etcd's `authpb.Permission`; `kind` is 0 to read, 1 to write, 2 for both.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Permission {
+    #[prost(int32, tag = "1")]
+    pub(super) kind: i32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) key: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(super) range_end: Bytes,
 }
 
 pub(super) fn row_key(row: RowId) -> [u8; ROW] {

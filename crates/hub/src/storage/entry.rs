@@ -4,7 +4,7 @@
 //! byte is damage, never half an entry; the layout is part of the format's version.
 
 use bytes::Bytes;
-use mvcc::{LeaseId, Record, Revision, RowId};
+use mvcc::{Alarm, AlarmKind, LeaseId, Record, Revision, RowId};
 
 /// Who this hub is, in every response header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,7 @@ const LEASE_GRANT: u8 = 4;
 const LEASE_REVOKE: u8 = 5;
 const COMPACT: u8 = 6;
 const AUTH: u8 = 7;
+const ALARM: u8 = 8;
 
 pub(crate) fn encode_start(identity: &Identity, buffer: &mut Vec<u8>) {
     buffer.push(START);
@@ -72,6 +73,14 @@ pub(crate) fn encode(record: &Record, buffer: &mut Vec<u8>) {
         Record::Auth { state } => {
             buffer.push(AUTH);
             encode_bytes(state, buffer);
+        }
+        Record::Alarm { alarm, raised } => {
+            let kind = match alarm.kind {
+                AlarmKind::NoSpace => 1,
+                AlarmKind::Corrupt => 2,
+            };
+            buffer.extend_from_slice(&[ALARM, u8::from(*raised), kind]);
+            buffer.extend_from_slice(&alarm.member.to_le_bytes());
         }
     }
 }
@@ -126,6 +135,16 @@ impl Reader<'_> {
             LEASE_GRANT => Record::LeaseGrant { id: LeaseId(self.number()?), ttl: self.number()? },
             LEASE_REVOKE => Record::LeaseRevoke { id: LeaseId(self.number()?) },
             AUTH => Record::Auth { state: self.bytes()? },
+            ALARM => {
+                let [raised, kind] = self.array()?;
+                let kind = match kind {
+                    1 => AlarmKind::NoSpace,
+                    2 => AlarmKind::Corrupt,
+                    _ => return None,
+                };
+                let alarm = Alarm { kind, member: self.number()?.cast_unsigned() };
+                Record::Alarm { alarm, raised: raised == 1 }
+            }
             COMPACT => Record::Compact { revision: Revision(self.number()?), obsolete: Vec::new() },
             _ => return None,
         }))
@@ -174,6 +193,9 @@ mod tests {
             Record::LeaseGrant { id: LeaseId(5), ttl: 60 },
             Record::LeaseRevoke { id: LeaseId(5) },
             Record::Compact { revision: Revision(8), obsolete: Vec::new() },
+            Record::Auth { state: Bytes::from_static(b"users") },
+            Record::Alarm { alarm: Alarm { kind: AlarmKind::NoSpace, member: u64::MAX }, raised: true },
+            Record::Alarm { alarm: Alarm { kind: AlarmKind::Corrupt, member: 1 }, raised: false },
         ];
         let identity = Identity { cluster: u64::MAX, member: 2, term: 3 };
         let mut buffer = Vec::new();

@@ -5,6 +5,7 @@
 //! before it is durable, so only the last one can be torn; a torn tail is cut off at the start, and only if nothing
 //! valid follows; damage anywhere else refuses to start and changes nothing.
 
+use crate::histogram::Histogram;
 use crate::storage::files::{Files, WriteAt};
 use crate::storage::frame;
 use crate::storage::{OpenError, random_id};
@@ -67,6 +68,7 @@ pub(crate) struct Log<F: Files> {
     /// The number of the last group.
     last: u64,
     buffer: Vec<u8>,
+    syncs: Histogram,
 }
 
 fn name(number: u64) -> String {
@@ -188,7 +190,13 @@ impl<F: Files> Log<F> {
             closed: VecDeque::new(),
             last,
             buffer: Vec::new(),
+            syncs: Histogram::default(),
         }
+    }
+
+    /// How long the syncs of groups took.
+    pub(crate) fn syncs(&self) -> Histogram {
+        self.syncs
     }
 
     /// The number of the last group.
@@ -216,7 +224,9 @@ impl<F: Files> Log<F> {
         frame::finish(&mut buffer, self.current.salt, group).ok_or(io::ErrorKind::FileTooLarge)?;
         buffer.resize(padded(buffer.len()), 0);
         self.current.file.write_all_at(&buffer, self.current.at)?;
+        let began = Instant::now();
         self.current.file.sync()?;
+        self.syncs.observe(began.elapsed());
         self.current.at += needed;
         self.current.length = self.current.length.max(self.current.at);
         self.last = group;

@@ -1,18 +1,24 @@
 //! A hub in a process of its own, to be killed: this test binary, run again.
 
-use crate::open;
+use crate::config;
+use hub::{Hub, HubConfig, Limits};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 const DIRECTORY: &str = "HUB_TEST_DIRECTORY";
+const QUOTA: &str = "HUB_TEST_QUOTA";
+const LOG: &str = "HUB_TEST_LOG";
 
 /// Not a test: what a child process runs.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a child process of other tests"]
 async fn serve() {
     let directory = std::env::var_os(DIRECTORY).expect("only to be run by other tests");
-    let mut hub = open(&PathBuf::from(directory)).await;
+    let bytes = |name| std::env::var(name).unwrap().parse().unwrap();
+    let limits = Limits { quota: bytes(QUOTA), log: bytes(LOG) };
+    let config = HubConfig { limits, ..config(&PathBuf::from(directory)) };
+    let mut hub = Hub::start(config).await.unwrap();
     println!("\nlistening on {}", hub.address());
     panic!("{}", hub.finished().await);
 }
@@ -25,7 +31,11 @@ pub(crate) struct ChildHub {
 
 impl ChildHub {
     pub(crate) fn start(directory: &Path) -> Self {
-        Self::run(Command::new(std::env::current_exe().unwrap()), directory)
+        Self::start_with(directory, Limits::default())
+    }
+
+    pub(crate) fn start_with(directory: &Path, limits: Limits) -> Self {
+        Self::run(Command::new(std::env::current_exe().unwrap()), directory, limits)
     }
 
     /// One that may have so many files open.
@@ -34,13 +44,15 @@ impl ChildHub {
         shell
             .args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")])
             .arg(std::env::current_exe().unwrap());
-        Self::run(shell, directory)
+        Self::run(shell, directory, Limits::default())
     }
 
-    fn run(mut command: Command, directory: &Path) -> Self {
+    fn run(mut command: Command, directory: &Path, limits: Limits) -> Self {
         let mut child = command
             .args(["--exact", "child::serve", "--ignored", "--nocapture"])
             .env(DIRECTORY, directory)
+            .env(QUOTA, limits.quota.to_string())
+            .env(LOG, limits.log.to_string())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

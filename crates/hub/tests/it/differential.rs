@@ -84,7 +84,12 @@ impl Etcd {
     async fn serves(url: &str, probe: Option<ConnectOptions>) -> bool {
         let Ok(mut client) = Client::connect([url], probe).await else { return false };
         let get = tokio::time::timeout(Duration::from_secs(2), client.get("a", None)).await;
-        matches!(get, Ok(Ok(_)))
+        // With users in force it refuses who has no name: an answer too.
+        let refused = |status: &Status| status.code() == tonic::Code::InvalidArgument;
+        match get {
+            Ok(Err(etcd_client::Error::GRpcStatus(status))) => refused(&status),
+            answer => matches!(answer, Ok(Ok(_))),
+        }
     }
 }
 

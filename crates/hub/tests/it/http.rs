@@ -138,17 +138,66 @@ async fn pages() {
     }
     let version = send(&hub, "GET", "/version", "").await.body;
     assert_eq!(version, r#"{"etcdserver":"3.5.0","etcdcluster":"3.5.0"}"#);
-    fixture.client().await.put("a", "1", None).await.unwrap();
+    let mut client = fixture.client().await;
+    client.put("a", "1", None).await.unwrap();
+    client.put("", "1", None).await.unwrap_err();
+    let mut snapshot = client.snapshot().await.unwrap();
+    while snapshot.message().await.unwrap().is_some() {}
+    let _watch = client.watch("a", None).await.unwrap();
     let metrics = send(&hub, "GET", "/metrics", "").await;
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
     for line in [
         "etcd_server_has_leader 1",
         "etcd_debugging_mvcc_keys_total 1",
         "etcd_server_proposals_committed_total 2",
+        "etcd_server_quota_backend_bytes 2147483648",
+        "grpc_server_started_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 2",
+        "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 1",
+        "grpc_server_handled_total{grpc_code=\"InvalidArgument\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 1",
+        "grpc_server_started_total{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"} 1",
+        "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Snapshot\",grpc_service=\"etcdserverpb.Maintenance\",grpc_type=\"server_stream\"} 1",
+        "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"+Inf\"} 2",
+        "etcd_disk_wal_fsync_duration_seconds_count 2",
+        "etcd_disk_backend_commit_duration_seconds_count 1",
     ] {
         assert!(metrics.body.lines().any(|found| found == line), "{line} in\n{}", metrics.body);
     }
     assert!(metrics.body.contains("\nprocess_resident_memory_bytes "));
+    // Every figure that dashboards of etcd draw and one node has is there, with the same kind and labels.
+    let theirs = send(&etcd.address, "GET", "/metrics", "").await.body;
+    let shape = |page: &str, name: &str| -> Vec<String> {
+        let mut lines: Vec<String> = page
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
+            .collect();
+        lines.sort();
+        lines
+    };
+    for name in [
+        "etcd_disk_wal_fsync_duration_seconds_bucket",
+        "etcd_disk_wal_fsync_duration_seconds_sum",
+        "etcd_disk_backend_commit_duration_seconds_bucket",
+        "etcd_disk_backend_commit_duration_seconds_count",
+        "etcd_mvcc_db_total_size_in_bytes",
+        "etcd_mvcc_db_total_size_in_use_in_bytes",
+        "etcd_server_has_leader",
+        "etcd_server_is_leader",
+        "etcd_server_leader_changes_seen_total",
+        "etcd_server_proposals_applied_total",
+        "etcd_server_proposals_committed_total",
+        "etcd_server_proposals_failed_total",
+        "etcd_server_proposals_pending",
+        "etcd_server_quota_backend_bytes",
+        "process_resident_memory_bytes",
+    ] {
+        assert_eq!(shape(&metrics.body, name), shape(&theirs, name), "{name}");
+        assert!(metrics.body.contains(&format!("{name}{{")) || metrics.body.contains(&format!("{name} ")));
+    }
+    let ours = shape(&metrics.body, "grpc_server_started_total");
+    for line in shape(&theirs, "grpc_server_started_total") {
+        assert!(ours.contains(&line), "{line}");
+    }
 }
 
 /// Requests for the gateway: path, body.

@@ -5,8 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod abuse;
+mod access;
+mod alarms;
 mod auth;
 mod auth_client;
+mod bounds;
 mod child;
 mod client;
 mod dice;
@@ -26,7 +29,7 @@ mod v2;
 mod watch;
 
 use etcd_client::Client;
-use hub::{AuthConfig, Hub, HubConfig};
+use hub::{AuthConfig, Hub, HubConfig, Limits};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -67,6 +70,7 @@ fn config(dir: &Path) -> HubConfig {
         // The least that bcrypt allows: tests log in often.
         auth: AuthConfig { bcrypt_cost: 4, ..AuthConfig::default() },
         tls: None,
+        limits: Limits::default(),
     }
 }
 

@@ -5,7 +5,9 @@
 use crate::differential::Etcd;
 use crate::snapshot::fill;
 use crate::{Fixture, soon};
-use etcd_client::{Client, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions};
+use etcd_client::{
+    Client, ConnectOptions, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, Permission, PutOptions,
+};
 use hub::migrate::{LeaseTime, MigrateError, Migration, Proof, Step, migrate};
 use hub::remote::Remote;
 use std::sync::Arc;
@@ -160,8 +162,65 @@ async fn leases_have_what_remains_or_what_was_granted() {
         let migration = Migration { leases, ..Migration::default() };
         assert_eq!(moved(&from, &to, &migration).await.unwrap().leases, 1);
         let (left, granted) = time_to_live(&mut target.client().await, 5).await;
+        // By default whoever renews it at its pace is in time.
+        assert!(leases != LeaseTime::default() || granted == 100, "{leases:?}: {granted}");
         assert!(left >= most - 10 && granted <= most && left <= granted, "{leases:?}: {left} of {granted}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_and_roles_come_along_without_their_passwords() {
+    let hub = Fixture::start().await;
+    let mut client = hub.client().await;
+    for role in ["root", "r"] {
+        client.role_add(role).await.unwrap();
+    }
+    let all = |key| Permission::read_write(key).with_prefix();
+    client.role_grant_permission("r", all("a/")).await.unwrap();
+    client.role_grant_permission("r", Permission::write("b")).await.unwrap();
+    for (user, role) in [("root", "root"), ("ann", "r")] {
+        client.user_add(user, "secret", None).await.unwrap();
+        client.user_grant_role(user, role).await.unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(dir.path()).await;
+    let (from, to) = (remote(hub.hub.address()).await, remote(&etcd.address).await);
+    let proof = moved(&from, &to, &Migration::default()).await.unwrap();
+    assert_eq!((proof.access.roles, proof.access.users), (2, 2));
+    assert_eq!(proof.access.without_password, ["ann", "root"]);
+    let mut real = Client::connect([&etcd.address], None).await.unwrap();
+    assert_eq!(real.user_get("ann").await.unwrap().roles(), ["r"]);
+    assert_eq!(real.role_get("r").await.unwrap().permissions().len(), 2);
+    // Once they have passwords all is as it was.
+    for user in ["root", "ann"] {
+        real.user_change_password(user, "new").await.unwrap();
+    }
+    real.auth_enable().await.unwrap();
+    let login = |name| ConnectOptions::new().with_user(name, "new");
+    let mut ann = Client::connect([&etcd.address], Some(login("ann"))).await.unwrap();
+    ann.put("a/1", "x", None).await.unwrap();
+    ann.get("b", None).await.unwrap_err();
+    let mut root = Client::connect([&etcd.address], Some(login("root"))).await.unwrap();
+    root.delete("a/1", None).await.unwrap();
+    root.auth_disable().await.unwrap();
+
+    // Again: there is nothing to do, and passwords stay.
+    let again = moved(&from, &to, &Migration::default()).await.unwrap();
+    assert_eq!(again.access.without_password, Vec::<String>::new());
+    // What differs is left alone, unless forced.
+    real.role_grant_permission("r", Permission::read("more")).await.unwrap();
+    real.user_revoke_role("ann", "r").await.unwrap();
+    let error = moved(&from, &to, &Migration::default()).await.unwrap_err();
+    assert!(
+        error.to_string().contains("role `r` that differs") && error.to_string().contains("--force"),
+        "{error}"
+    );
+    moved(&from, &to, &Migration { force: true, ..Migration::default() }).await.unwrap();
+    assert_eq!(real.role_get("r").await.unwrap().permissions().len(), 2);
+    assert_eq!(real.user_get("ann").await.unwrap().roles(), ["r"]);
+    // A part of the keys is not all of the users.
+    let part = Migration { prefix: b"a/".to_vec(), ..Migration::default() };
+    assert_eq!(moved(&from, &to, &part).await.unwrap().access.users, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

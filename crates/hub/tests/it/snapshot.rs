@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 
 /// What Debian's etcdctl prints; it must succeed.
-async fn etcdctl(arguments: &[&str]) -> String {
+pub(crate) async fn etcdctl(arguments: &[&str]) -> String {
     let output = tokio::process::Command::new("/usr/bin/etcdctl")
         .env("ETCDCTL_API", "3")
         .args(arguments)
@@ -38,7 +38,7 @@ async fn judged(file: &Path) -> (u32, i64, u64) {
 }
 
 /// As etcd, by etcdctl.
-async fn restore_etcd(file: &Path, dir: &Path) -> Etcd {
+pub(crate) async fn restore_etcd(file: &Path, dir: &Path) -> Etcd {
     etcdctl(&["snapshot", "restore", file.to_str().unwrap(), "--data-dir", dir.to_str().unwrap()]).await;
     Etcd::start(dir).await
 }

@@ -95,7 +95,12 @@ async fn answers_are_etcds() {
         assert_eq!(ours.status, theirs.status, "{method} {path} {form}: {} {}", ours.body, theirs.body);
         let (left, right) = (seconds(&neutral(&ours.body)), seconds(&neutral(&theirs.body)));
         assert_eq!(left, right, "{method} {path} {form}");
-        assert_eq!(ours.header("x-etcd-index").is_some(), theirs.header("x-etcd-index").is_some());
+        for header in ["x-etcd-index", "x-raft-index", "x-raft-term", "x-etcd-cluster-id"] {
+            let (ours, theirs) = (ours.header(header), theirs.header(header));
+            assert_eq!(ours.is_some(), theirs.is_some(), "{header} of {method} {path}");
+        }
+        // On purpose: see the module.
+        assert_eq!(ours.header("access-control-allow-origin"), None);
         assert_eq!(ours.header("content-type"), theirs.header("content-type"), "{method} {path}");
     }
     for path in ["/v2/nothing", "/v2/stats/nothing", "/v2/auth/enable", "/v2/members/nothing"] {

@@ -56,8 +56,8 @@ enum Verb {
     Snapshot(SnapshotArgs),
     /// Make a hub's data directory out of a snapshot, of a hub or of a real etcd.
     ///
-    /// Keys keep their revisions and leases. Leases begin at their full time. Users and roles are left out. The
-    /// directory must not exist or be empty; `etcdctl snapshot restore` does the same for a real etcd.
+    /// Keys keep their revisions and leases, users their passwords. Leases begin at their full time. The directory must
+    /// not exist or be empty; `etcdctl snapshot restore` does the same for a real etcd.
     ///
     /// Example: muster hub restore /var/backups/hub.db --data-dir /var/lib/muster/hub
     Restore(Restore),
@@ -90,11 +90,11 @@ enum Verb {
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,
     },
-    /// Copy all keys and leases into an etcd cluster, or back, and prove that the copy is equal.
+    /// Copy all keys, leases, users and roles into an etcd cluster, or back, and prove that the keys are equal.
     ///
     /// Goes on until the copy has caught up with the source, then reads both and compares every key, value and lease; the
-    /// ranges that were compared are printed. The target must be empty. Revisions begin anew: to keep them, use
-    /// `snapshot save` and `etcdctl snapshot restore`.
+    /// ranges that were compared are printed. The target must be empty. Revisions begin anew and users need new passwords:
+    /// to keep both, use `snapshot save` and `etcdctl snapshot restore`.
     ///
     /// Example: muster hub migrate --to http://10.0.0.11:2379,http://10.0.0.12:2379
     Migrate(Box<migrate::Migrate>),
@@ -247,14 +247,10 @@ impl Restore {
     fn run(self) -> Result<ExitCode> {
         let Self { file, data_dir, skip_hash_check } = self;
         let status = restore::restore(&file, &data_dir, check(skip_hash_check))?;
-        if status.auth {
-            eprintln!(
-                "warning: the snapshot has users and roles in force; the hub has none: whoever reaches it may \
-                 read and write all of it"
-            );
-        }
-        let (keys, leases) = (counted(status.keys, "key"), counted(status.leases, "lease"));
-        output::line(format!("{}: {keys} and {leases} at revision {}", data_dir.display(), status.revision))?;
+        let count = [(status.keys, "key"), (status.leases, "lease"), (status.users, "user")];
+        let [keys, leases, users] = count.map(|(count, noun)| counted(count, noun));
+        let (path, revision) = (data_dir.display(), status.revision);
+        output::line(format!("{path}: {keys}, {leases} and {users} at revision {revision}"))?;
         eprintln!("start it with `muster hub serve --data-dir {}`", data_dir.display());
         Ok(ExitCode::SUCCESS)
     }
@@ -379,9 +375,11 @@ fn show_snapshot(file: &Path, status: &SnapshotStatus, format: Format) -> Result
             "total-size": bytes,
             "checksum": status.checksum,
             "auth": status.auth,
+            "users": status.users,
+            "roles": status.roles,
         }))?,
         Format::Table => {
-            let heading = ["FILE", "HASH", "REVISION", "TOTAL KEYS", "KEYS", "LEASES", "SIZE"];
+            let heading = ["FILE", "HASH", "REVISION", "TOTAL KEYS", "KEYS", "LEASES", "USERS", "SIZE"];
             let row = vec![
                 file.display().to_string(),
                 format!("{hash:x}"),
@@ -389,6 +387,7 @@ fn show_snapshot(file: &Path, status: &SnapshotStatus, format: Format) -> Result
                 total_keys.to_string(),
                 keys.to_string(),
                 leases.to_string(),
+                status.users.to_string(),
                 size(bytes),
             ];
             output::table(Some(&heading), [row])?;
@@ -425,6 +424,8 @@ fn show_report(data_dir: &Path, format: Format) -> Result<ExitCode> {
             "rows": report.rows,
             "keys": report.keys,
             "leases": report.leases,
+            "users": report.users,
+            "roles": report.roles,
             "bytes": report.bytes,
             "hash": report.hash,
             "problems": report.problems,

@@ -1,7 +1,7 @@
 //! Compaction and replay (reference: hub.md A.2).
 
 use crate::{at, delete, put, range, show};
-use mvcc::{Error, PutRequest, Record, ReplayError, Revision, RowId, Store};
+use mvcc::{DeleteRangeRequest, Error, KeyRange, PutRequest, Record, ReplayError, Revision, RowId, Store};
 use std::time::Duration;
 
 #[test]
@@ -68,4 +68,26 @@ fn a_hole_in_the_records_is_found() {
     records.swap(0, 1);
     let order = Store::replay(records, Duration::ZERO).unwrap_err();
     assert!(matches!(order, ReplayError::OutOfOrder { .. }), "{order}");
+}
+
+#[test]
+fn the_history_is_measured() {
+    let mut store = Store::new();
+    for _ in 0..3 {
+        let _ = store.put(PutRequest::new("a", vec![0; 1000])).unwrap();
+        let _ = store.put(PutRequest::new("b", vec![0; 500])).unwrap();
+    }
+    assert!((3000..4000).contains(&store.history_size()), "{}", store.history_size());
+    let _ = store.delete_range(&DeleteRangeRequest::new(KeyRange::key("a"))).unwrap();
+    let before = store.history_size();
+    assert!((4000..5000).contains(&before), "what was deleted is history: {before}");
+    // What compaction frees is history, and nothing else.
+    let size = store.size();
+    let _ = store.compact(Revision(5)).unwrap();
+    assert_eq!(before - store.history_size(), size - store.size());
+    let _ = store.put(PutRequest::new("c", "")).unwrap();
+    let _ = store.compact(store.revision()).unwrap();
+    assert_eq!(store.history_size(), 0);
+    let replayed = Store::replay(store.dump(), Duration::ZERO).unwrap().store;
+    assert_eq!((replayed.size(), replayed.history_size()), (store.size(), 0));
 }

@@ -275,7 +275,10 @@ impl Pair {
                         assert!(self.rows.remove(row).is_some(), "{row} is called obsolete twice");
                     }
                 }
-                Record::LeaseGrant { .. } | Record::LeaseRevoke { .. } | Record::Auth { .. } => {}
+                Record::LeaseGrant { .. }
+                | Record::LeaseRevoke { .. }
+                | Record::Auth { .. }
+                | Record::Alarm { .. } => {}
             }
             self.log.push(record);
         }

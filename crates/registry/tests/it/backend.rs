@@ -5,7 +5,7 @@
 use crate::authority::Authority;
 use crate::etcd_process::Etcd;
 use crate::eventually;
-use ::hub::{AuthConfig, Hub, HubConfig, HubError, TlsConfig};
+use ::hub::{AuthConfig, Hub, HubConfig, HubError, Limits, TlsConfig};
 use access::{Access, Login, Password};
 use model::Revision;
 use registry::Store;
@@ -204,6 +204,7 @@ async fn start(dir: &TempDir, listen: SocketAddr, tls: Option<TlsConfig>) -> Res
         // The least that bcrypt allows: every behaviour logs in.
         auth: AuthConfig { bcrypt_cost: 4, token_ttl: LOGIN },
         tls,
+        limits: Limits::default(),
     })
     .await
 }

@@ -1,4 +1,4 @@
-//! `muster hub migrate`: a hub's keys and leases copied to another server, with the proof that the copy is equal.
+//! `muster hub migrate`: a hub's keys, leases, users and roles copied to another server, with the proof that the copy is equal.
 //!
 //! The copy and the comparison are the `hub` crate's. Invariant: the proof is printed only if there is one.
 
@@ -32,7 +32,7 @@ pub struct Migrate {
     /// Overwrite and delete what the target has there already.
     #[arg(long)]
     force: bool,
-    /// How long copied leases live: as long as remains, or as long as they were granted for.
+    /// How long copied leases live: as long as they were granted for, or as long as remains, which is for good.
     #[arg(long, value_enum, default_value_t)]
     lease_time: LeaseTimeArg,
     /// As a table or as JSON.
@@ -110,8 +110,8 @@ impl From<FromCredentials> for Credentials {
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum LeaseTimeArg {
-    #[default]
     Remaining,
+    #[default]
     Granted,
 }
 
@@ -151,6 +151,9 @@ fn show_proof(proof: &Proof, format: Format) -> Result<ExitCode> {
             "source-revision-now": proof.source_now.0,
             "keys": proof.keys,
             "leases": proof.leases,
+            "roles": proof.access.roles,
+            "users": proof.access.users,
+            "users-without-password": proof.access.without_password,
             "ranges": proof.ranges.iter().map(|range| json!({
                 "first": text(&range.first),
                 "last": text(&range.last),
@@ -180,6 +183,14 @@ fn show_proof(proof: &Proof, format: Format) -> Result<ExitCode> {
                 proof.target
             ))?;
         }
+    }
+    if !proof.access.without_password.is_empty() {
+        eprintln!(
+            "warning: no server tells passwords, so these users have one that nobody knows: {}; give each a new one \
+             (`muster hub user passwd NAME`), then `muster hub auth enable`: until then whoever reaches the target may \
+             do everything",
+            proof.access.without_password.join(", ")
+        );
     }
     if proof.source_now > proof.revision {
         eprintln!(

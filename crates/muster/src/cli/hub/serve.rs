@@ -22,6 +22,9 @@ pub struct Serve {
     /// Where to keep the data.
     #[arg(long, default_value = "/var/lib/muster/hub")]
     data_dir: PathBuf,
+    /// How many bytes keys, values and their history may take.
+    #[arg(long, default_value_t = hub::Limits::default().quota)]
+    quota_backend_bytes: u64,
     /// Its certificate, in PEM. With it the hub speaks TLS and nothing else; a file that is replaced is used at once.
     #[arg(long, requires = "key_file")]
     cert_file: Option<PathBuf>,
@@ -85,6 +88,7 @@ impl Serve {
             name: self.name.unwrap_or_else(host),
             auth: hub::AuthConfig { bcrypt_cost: self.bcrypt_cost, token_ttl: self.auth_token_ttl },
             tls,
+            limits: hub::Limits { quota: self.quota_backend_bytes, ..hub::Limits::default() },
         };
         let mut signals = agent::Signals::new()?;
         let mut hub = hub::Hub::start(config).await?;
