@@ -1,6 +1,6 @@
 //! The hub's key schema: every key that Muster reads or writes is made and taken apart here.
 
-use crate::{MachineId, ServiceName, Subnet, UnitName};
+use crate::{EventId, MachineId, ServiceName, Subnet, UnitName};
 
 /// Everything of our own.
 pub const MUSTER: &str = "/muster/v1/";
@@ -14,7 +14,13 @@ pub const UNITS: &str = "/muster/v1/units/";
 pub const SCHEDULE: &str = "/muster/v1/schedule/";
 /// What machines do run: `<machine>/<unit>` → [`crate::UnitState`], under the machine's lease.
 pub const STATES: &str = "/muster/v1/states/";
-/// Who leads: the engine's election, under the leader's lease.
+/// What administrators want of machines: `<machine>` → [`crate::MaintenanceRecord`]. No key: nothing special.
+pub const MAINTENANCE: &str = "/muster/v1/maintenance/";
+/// Metadata set on machines from outside: `<machine>` → [`crate::MetadataRecord`], merged over the machine's own.
+pub const METADATA: &str = "/muster/v1/metadata/";
+/// What happened and why: `<id>` → [`crate::EventRecord`], each under a lease of about a day.
+pub const EVENTS: &str = "/muster/v1/events/";
+/// Who leads: the engine's election, under a lease of its own that is shorter than machines'.
 pub const LEADER: &str = "/muster/v1/engine/leader";
 /// The cluster network's configuration, in flannel's own form.
 pub const NETWORK_CONFIG: &str = "/coreos.com/network/config";
@@ -51,6 +57,21 @@ pub fn state(machine: &MachineId, unit: &UnitName) -> String {
 /// All states on `machine`.
 pub fn states_of(machine: &MachineId) -> String {
     format!("{STATES}{machine}/")
+}
+
+/// What administrators want of `machine`.
+pub fn maintenance(machine: &MachineId) -> String {
+    format!("{MAINTENANCE}{machine}")
+}
+
+/// Metadata set on `machine` from outside.
+pub fn metadata(machine: &MachineId) -> String {
+    format!("{METADATA}{machine}")
+}
+
+/// An event.
+pub fn event(id: &EventId) -> String {
+    format!("{EVENTS}{id}")
 }
 
 /// The lease of `subnet`.

@@ -4,6 +4,8 @@
 //! checked; whoever holds a `UnitName` holds a valid one.
 #![warn(missing_docs)]
 
+/// What happened in the cluster, and why.
+pub mod event;
 /// Where every key lives in the hub.
 pub mod keys;
 /// Machines: identity, metadata, presence.
@@ -17,7 +19,10 @@ pub mod service;
 /// Unit names, and what the hub stores about units.
 pub mod unit;
 
-pub use machine::{MachineId, MachineRecord, Metadata};
+pub use event::{EventId, EventKind, EventRecord, Timestamp};
+pub use machine::{
+    Capacity, MachineId, MachineRecord, Maintenance, MaintenanceRecord, Metadata, MetadataRecord,
+};
 pub use network::{NetworkConfig, Subnet, SubnetLease};
 pub use revision::{LeaseId, Revision};
 pub use service::{Endpoint, Instance, ServiceName};

@@ -1,6 +1,6 @@
 //! A machine's identity and what it tells the cluster about itself.
 
-use crate::{RECORD_VERSION, Subnet, Unknown};
+use crate::{RECORD_VERSION, Subnet, Timestamp, Unknown};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr, str::FromStr};
 
@@ -72,6 +72,94 @@ impl fmt::Debug for MachineId {
 /// `key=value` pairs that describe a machine and that `MachineMetadata=` selects by.
 pub type Metadata = BTreeMap<String, String>;
 
+/// What a machine has to give to units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Physical memory, in bytes.
+    pub memory: u64,
+    /// Processors that are online.
+    pub cpus: u32,
+}
+
+/// What an administrator wants of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Maintenance {
+    /// What runs there stays, nothing new comes.
+    Cordoned,
+    /// Nothing new comes, and what runs there moves to other machines.
+    Draining,
+}
+
+impl Maintenance {
+    /// The word that the hub, the API and the tables use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for Maintenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The value of [`crate::keys::maintenance`]. A machine without one is open to everything.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MaintenanceRecord {
+    /// Record version.
+    pub v: u32,
+    /// What is wanted.
+    pub state: Maintenance,
+    /// Since when.
+    pub since: Timestamp,
+    /// Who wanted it.
+    #[serde(default)]
+    pub by: String,
+    /// What for.
+    #[serde(default)]
+    pub reason: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// Metadata set on a machine from outside: the value of [`crate::keys::metadata`]. It outlives the machine's
+/// presence, so that it may be set for a machine that is not there yet.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct MetadataRecord {
+    /// Record version.
+    pub v: u32,
+    /// Values that win over the machine's own; `None` takes the machine's own away.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, Option<String>>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl MetadataRecord {
+    /// A record that changes nothing yet.
+    pub fn new() -> Self {
+        Self { v: RECORD_VERSION, ..Self::default() }
+    }
+
+    /// What a machine's metadata come to with this laid over them.
+    pub fn over(&self, own: &Metadata) -> Metadata {
+        let mut merged = own.clone();
+        for (key, value) in &self.metadata {
+            match value {
+                Some(value) => merged.insert(key.clone(), value.clone()),
+                None => merged.remove(key),
+            };
+        }
+        merged
+    }
+}
+
 /// A machine's presence: the value of [`crate::keys::machine`], under the machine's lease.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MachineRecord {
@@ -90,6 +178,9 @@ pub struct MachineRecord {
     /// The machine's share of the cluster network, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Subnet>,
+    /// What the machine has to give; absent from machines whose Muster does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
     /// Muster's version.
     pub version: String,
     /// Fields of a newer version.
@@ -107,6 +198,7 @@ impl MachineRecord {
             api_port: None,
             metadata: Metadata::new(),
             subnet: None,
+            capacity: None,
             version,
             unknown: Unknown::new(),
         }
@@ -126,6 +218,16 @@ mod tests {
         for bad in ["", "0123", "0123456789ABCDEF0123456789abcdef", "g123456789abcdef0123456789abcdef"] {
             assert!(bad.parse::<MachineId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn metadata_from_outside_win_and_take_away() {
+        let text = r#"{"v":1,"metadata":{"disk":null,"region":"us"}}"#;
+        let record: MetadataRecord = serde_json::from_str(text).expect("parses");
+        let own = Metadata::from([("disk".into(), "ssd".into()), ("zone".into(), "a".into())]);
+        let merged = Metadata::from([("region".into(), "us".into()), ("zone".into(), "a".into())]);
+        assert_eq!(record.over(&own), merged);
+        assert_eq!(serde_json::to_string(&record).expect("renders"), text);
     }
 
     #[test]
