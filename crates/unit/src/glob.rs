@@ -86,6 +86,15 @@ impl Glob {
         }
     }
 
+    /// What every name that fits begins with: the characters in front of the first wildcard.
+    pub fn prefix(&self) -> String {
+        let one = |token: &Token| match token {
+            Token::One(c) => Some(*c),
+            _ => None,
+        };
+        self.tokens.iter().map_while(one).collect()
+    }
+
     /// The one name that fits, or `None` when the pattern has a wildcard.
     pub fn literal(&self) -> Option<String> {
         self.tokens

@@ -18,13 +18,16 @@ mod parse;
 pub mod problem;
 /// What `[X-Fleet]` demands of the machine that a unit runs on.
 pub mod requirements;
+/// What a unit may use at most.
+pub mod resources;
 mod words;
 
 pub use check::{Checked, check};
 pub use file::{UnitFile, UnitOption};
 pub use glob::{Glob, GlobError};
 pub use problem::Problem;
-pub use requirements::Requirements;
+pub use requirements::{OnPartition, Requirements};
+pub use resources::{Memory, Resources};
 
 /// The longest unit file, in bytes: systemd's own limit for one line, and well under etcd's 1.5 MiB for one
 /// request, which has to hold the record around it too.

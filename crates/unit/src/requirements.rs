@@ -8,7 +8,7 @@ mod combinations;
 mod names;
 
 use crate::{
-    Glob, Problem, UnitFile, UnitOption,
+    Glob, Problem, Resources, UnitFile, UnitOption,
     glob::GlobError,
     nearest::nearest,
     problem::Place,
@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The section's name.
 pub(crate) const SECTION: &str = "X-Fleet";
 /// Keys that have a meaning in fleet or in a later Muster, and that nothing carries out yet.
-const IDLE: [&str; 3] = ["OnPartition", "Register", "Replaces"];
+const IDLE: [&str; 1] = ["Register"];
 /// What an unknown key may have been meant to be.
 const KNOWN: [&str; 13] = [
     "MachineID",
@@ -55,6 +55,20 @@ pub struct Requirements {
     pub replaces: Vec<Glob>,
     /// `Global`: on every machine that fulfils the rest.
     pub global: bool,
+    /// `OnPartition`: what becomes of it while its machine cannot reach the hub.
+    pub on_partition: OnPartition,
+    /// What it may use at most, from `[Service]` and its kin.
+    pub resources: Resources,
+}
+
+/// What a machine does with a unit while it cannot reach the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnPartition {
+    /// It runs on. Another machine starts a copy once this one counts as lost, so that two may run for a while.
+    #[default]
+    Keep,
+    /// The machine stops it when its lease may have ended, and the engine waits for that: never two copies.
+    Stop,
 }
 
 /// What an option of the section is about, whatever its spelling.
@@ -67,6 +81,7 @@ enum Key {
     Conflicts,
     Replaces,
     Global,
+    OnPartition,
 }
 
 impl Key {
@@ -80,6 +95,7 @@ impl Key {
             "Conflicts" | "X-Conflicts" => Self::Conflicts,
             "Replaces" => Self::Replaces,
             "Global" => Self::Global,
+            "OnPartition" => Self::OnPartition,
             _ => return None,
         })
     }
@@ -97,6 +113,7 @@ struct Reader<'a> {
     conflicts: Vec<(Glob, Place)>,
     replaces: Vec<(Glob, Place)>,
     global: Option<(bool, Place)>,
+    on_partition: OnPartition,
 }
 
 /// Reads the section; the warnings come second.
@@ -112,6 +129,7 @@ pub(crate) fn read(name: &UnitName, file: &UnitFile) -> Result<(Requirements, Ve
         conflicts: vec![],
         replaces: vec![],
         global: None,
+        on_partition: OnPartition::Keep,
     };
     for option in file.options().iter().filter(|option| option.section == SECTION) {
         reader.option(option)?;
@@ -156,6 +174,7 @@ impl Reader<'_> {
                 Key::MachineOf => self.machine_of(option, &word)?,
                 Key::Metadata => self.metadata(option, &word)?,
                 Key::Global => self.global(option, &word)?,
+                Key::OnPartition => self.on_partition(option, &word)?,
             }
         }
         Ok(())
@@ -290,6 +309,17 @@ impl Reader<'_> {
         Ok((glob, place))
     }
 
+    fn on_partition(&mut self, option: &UnitOption, word: &Word) -> Result<(), Problem> {
+        self.on_partition = match self.specifiers.expand(&word.text).as_str() {
+            "keep" => OnPartition::Keep,
+            "stop" => OnPartition::Stop,
+            _ => {
+                return Err(self.needs(option, word, "`keep` or `stop`", "`keep` is the default".to_owned()));
+            }
+        };
+        Ok(())
+    }
+
     fn global(&mut self, option: &UnitOption, word: &Word) -> Result<(), Problem> {
         let text = self.specifiers.expand(&word.text).to_ascii_lowercase();
         let value = match text.as_str() {
@@ -339,6 +369,8 @@ impl Reader<'_> {
             conflicts: self.conflicts.into_iter().map(|(glob, _)| glob).collect(),
             replaces: self.replaces.into_iter().map(|(glob, _)| glob).collect(),
             global: self.global.is_some_and(|(value, _)| value),
+            on_partition: self.on_partition,
+            resources: Resources::of(self.name, self.file),
         };
         Ok((requirements, self.warnings))
     }
@@ -465,6 +497,7 @@ mod tests {
                 "MachineMetadata=a = b",
                 "2:17: `MachineMetadata` needs `key=value` (write no blanks",
             ),
+            ("a.service", "OnPartition=run", "2:13: `OnPartition` needs `keep` or `stop`"),
             ("a.service", "Global=maybe", "2:8: `Global` needs a boolean"),
             ("a.service", "MachineMetadata=\"a=b\" c=d", "2:17: `MachineMetadata`: quotes around a part"),
         ] {
@@ -494,7 +527,9 @@ mod tests {
                 "{lines}: {warnings:?}"
             );
         }
-        let idle = read_in("a.service", "OnPartition=stop\nRegister=web:80").expect("ours").1;
-        assert!(idle.len() == 2 && idle[0].to_string().contains("not carried out yet"), "{idle:?}");
+        let idle = read_in("a.service", "Register=web:80").expect("ours").1;
+        assert!(idle.len() == 1 && idle[0].to_string().contains("not carried out yet"), "{idle:?}");
+        let (read, warnings) = read_in("a.service", "OnPartition=stop\nReplaces=b.service").expect("ours");
+        assert_eq!((read.on_partition, warnings.len()), (OnPartition::Stop, 0));
     }
 }
