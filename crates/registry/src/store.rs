@@ -251,8 +251,9 @@ pub enum LeaseKeeper {
 }
 
 impl LeaseKeeper {
-    /// Renews it for its whole time to live. Fails with [`StoreError::LeaseEnded`] when it has ended.
-    pub async fn renew(&mut self) -> Result<(), StoreError> {
+    /// Renews it for its whole time to live, which is the answer: from when the hub got the request, not from
+    /// when its answer came. Fails with [`StoreError::LeaseEnded`] when it has ended.
+    pub async fn renew(&mut self) -> Result<Duration, StoreError> {
         match self {
             Self::Etcd(keeper) => keeper.renew().await,
             Self::Memory(keeper) => keeper.renew(),
