@@ -203,7 +203,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) async fn renew(&mut self) -> Result<Duration, StoreError> {
+    pub(crate) async fn renewed_for(&mut self) -> Result<Duration, StoreError> {
         let (sender, answers) = &mut *self.stream;
         let exchange = async {
             sender.keep_alive().await?;

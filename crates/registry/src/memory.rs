@@ -161,7 +161,7 @@ impl Memory {
 
     pub(crate) fn keeper(&self, lease: LeaseId) -> Result<Keeper, StoreError> {
         let mut keeper = Keeper { memory: self.clone(), lease };
-        keeper.renew()?;
+        keeper.renewed_for()?;
         Ok(keeper)
     }
 
@@ -179,7 +179,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn renew(&mut self) -> Result<Duration, StoreError> {
+    pub(crate) fn renewed_for(&mut self) -> Result<Duration, StoreError> {
         let now = self.memory.now();
         let answer = self.memory.state().store.lease_keep_alive(now, mvcc::LeaseId(self.lease.0));
         if answer.ttl > 0 {

@@ -146,7 +146,7 @@ async fn renew(
 ) -> StoreError {
     loop {
         let sent = Instant::now();
-        match keeper.renew().await {
+        match keeper.renewed_for().await {
             Ok(ttl) => acknowledge.send_replace(Some(Acknowledged { lease, until: sent + ttl })),
             Err(error) => return error,
         };

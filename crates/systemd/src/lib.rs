@@ -87,6 +87,8 @@ pub enum Event {
         /// How it ended.
         result: String,
     },
+    /// All unit files were read anew, whoever asked for it.
+    Reloaded,
     /// systemd forgot a unit: it is inactive and nothing refers to it.
     Gone {
         /// Which unit.
@@ -197,9 +199,7 @@ impl Systemd {
         let start = self.manager.start_transient_unit(unit.as_str(), "replace", &properties, &[]);
         match self.call(format!("start {unit}"), start).await {
             // "Unit … was already loaded or has a fragment file."
-            Err(SystemdError::Refused { reason, .. }) if reason.contains("already") => {
-                self.start(unit).await
-            }
+            Err(SystemdError::Refused { reason, .. }) if reason.contains("already") => self.start(unit).await,
             other => other.map(drop),
         }
     }
@@ -305,6 +305,11 @@ fn read(message: &zbus::Message) -> Option<Event> {
             let (_, _, unit, result): (u32, OwnedObjectPath, String, String) =
                 body.deserialize().map_err(|error| warn!(%error, "unreadable signal")).ok()?;
             Some(Event::Job { unit: unit.parse().ok()?, result })
+        }
+        "Reloading" => {
+            // Sent with `true` when it begins, with `false` when it has ended.
+            let begins: bool = body.deserialize().ok()?;
+            (!begins).then_some(Event::Reloaded)
         }
         "UnitRemoved" => {
             let (unit, _): (String, OwnedObjectPath) = body.deserialize().ok()?;
