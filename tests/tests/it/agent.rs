@@ -212,7 +212,9 @@ fn a_fenced_unit_dies_with_its_lease_though_the_daemon_is_frozen(cluster: &Lab) 
     };
     signal("STOP").expect("frozen");
     eventually("it runs on the other machine", || {
-        Ok(alive(&other, "single.service") && !alive(&first, "single.service"))
+        let (here, there) = (alive(&first, "single.service"), alive(&other, "single.service"));
+        assert!(!(here && there), "two copies");
+        Ok(there)
     })
     .expect("it does");
     assert!(!active(&first, "single.service"));
