@@ -2,11 +2,20 @@
 //!
 //! Level-triggered: each decision follows from what is wanted, what was carried out, and what systemd says now;
 //! it is made again after every change. Invariants: a unit's file is removed or replaced only when the unit has
-//! stopped; one order to start is carried out once, so that a unit which ended on its own stays ended.
+//! stopped; one order to start is carried out once, so that a unit which ended on its own stays ended; an old
+//! schedule stops and removes nothing; a fenced unit is started only under a lease that the hub has acknowledged.
 
 use model::{DesiredState, ScheduleRecord, UnitName};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+/// After the end of its machine's lease, a unit with `OnPartition=stop` is dead within this time, whatever state the
+/// daemon, the network or the unit itself is in. The engine may start another copy when the lease has been gone for
+/// longer than this. It is the sum of: 2 s until systemd has replaced a frozen watcher, [`FENCE_PATIENCE`], and 2 s
+/// for killing what is left.
+pub const FENCE_STOP: Duration = Duration::from_secs(8);
+/// How long a fenced unit may take to stop in order before it is killed.
+pub const FENCE_PATIENCE: Duration = Duration::from_secs(4);
 
 /// What the schedule wants of a unit here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,12 +36,19 @@ impl From<&ScheduleRecord> for Wanted {
 
 /// What was carried out for a unit since the machine booted. Kept in a file, so that an agent that starts again
 /// finds its units.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// The unit file that systemd has.
     pub hash: String,
     /// The start order that was carried out last; 0 for none.
     pub launch: u64,
+    /// It was seen stopped since, as the schedule wanted. Whatever starts it now (`WantedBy=`, a person) is not
+    /// ours to undo.
+    #[serde(default)]
+    pub rested: bool,
+    /// It has `OnPartition=stop`.
+    #[serde(default)]
+    pub fenced: bool,
 }
 
 /// What systemd says about a unit, as far as decisions go.
@@ -58,7 +74,18 @@ impl Activity {
     }
 }
 
-/// One thing to ask of systemd.
+/// How far what is wanted can be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// It is the last known schedule, from before the hub was lost from sight. Units may have moved since.
+    Remembered,
+    /// The hub said so, but since then the lease has ended or was not renewed in time.
+    Known,
+    /// The hub said so under the lease that it acknowledges now.
+    Leased,
+}
+
+/// One thing to do about a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Ask {
     /// Stop it: it is no longer wanted, or its file changes.
@@ -69,11 +96,13 @@ pub enum Ask {
     Load,
     /// Start it.
     Start,
+    /// Ask nothing of systemd, and note that it has stopped: see [`Done::rested`].
+    Rest,
 }
 
 /// What to do next about a unit, or `None` when it is as it should be or something is still under way.
-pub fn next(wanted: Option<&Wanted>, done: Option<&Done>, activity: Activity) -> Option<Ask> {
-    match (wanted, done) {
+pub fn next(wanted: Option<&Wanted>, done: Option<&Done>, activity: Activity, trust: Trust) -> Option<Ask> {
+    let ask = match (wanted, done) {
         (None, None) => None,
         (None, Some(_)) => match activity {
             Activity::Alive => Some(Ask::Stop),
@@ -86,98 +115,46 @@ pub fn next(wanted: Option<&Wanted>, done: Option<&Done>, activity: Activity) ->
             Activity::Stopping => None,
             Activity::Dead => Some(Ask::Load),
         },
-        (Some(wanted), Some(done)) => match (wanted.desired, activity) {
-            (DesiredState::Launched, _) if done.launch < wanted.launch => Some(Ask::Start),
-            (DesiredState::Launched, _) => None,
-            (_, Activity::Alive) => Some(Ask::Stop),
-            _ => None,
+        (Some(wanted), Some(done)) if wanted.desired == DesiredState::Launched => match activity {
+            _ if done.launch >= wanted.launch => None,
+            Activity::Stopping => None,
+            Activity::Alive | Activity::Dead => Some(Ask::Start),
         },
-    }
+        (Some(_), Some(done)) if done.launch > 0 && !done.rested => match activity {
+            Activity::Alive => Some(Ask::Stop),
+            Activity::Stopping => None,
+            Activity::Dead => Some(Ask::Rest),
+        },
+        (Some(_), Some(_)) => None,
+    };
+    let fenced = done.is_some_and(|done| done.fenced);
+    ask.filter(|ask| match (ask, trust) {
+        (_, Trust::Leased) => true,
+        (Ask::Start, Trust::Known) => !fenced,
+        (_, Trust::Known) => true,
+        // What is there is kept; what a reboot has cleared comes up again.
+        (Ask::Start, Trust::Remembered) => !fenced,
+        (Ask::Load, Trust::Remembered) => done.is_none(),
+        (Ask::Stop | Ask::Unload | Ask::Rest, Trust::Remembered) => false,
+    })
 }
 
 /// What to do next about every unit. A unit in `busy` has something under way and is left alone.
 pub fn plan(
     wanted: &BTreeMap<UnitName, Wanted>,
     done: &BTreeMap<UnitName, Done>,
+    trust: Trust,
     activity: impl Fn(&UnitName) -> Activity,
     busy: impl Fn(&UnitName) -> bool,
 ) -> BTreeMap<UnitName, Ask> {
     let names = wanted.keys().chain(done.keys());
     names
         .filter(|name| !busy(name))
-        .filter_map(|name| Some((name.clone(), next(wanted.get(name), done.get(name), activity(name))?)))
+        .filter_map(|name| {
+            Some((name.clone(), next(wanted.get(name), done.get(name), activity(name), trust)?))
+        })
         .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use Activity::{Alive, Dead, Stopping};
-    use proptest::prelude::*;
-
-    fn wanted(hash: &str, desired: DesiredState, launch: u64) -> Wanted {
-        Wanted { hash: hash.to_owned(), desired, launch }
-    }
-
-    fn done(hash: &str, launch: u64) -> Done {
-        Done { hash: hash.to_owned(), launch }
-    }
-
-    #[test]
-    fn a_unit_is_loaded_then_started_once() {
-        let want = wanted("a", DesiredState::Launched, 1);
-        assert_eq!(next(Some(&want), None, Dead), Some(Ask::Load));
-        assert_eq!(next(Some(&want), Some(&done("a", 0)), Dead), Some(Ask::Start));
-        assert_eq!(next(Some(&want), Some(&done("a", 1)), Alive), None);
-        assert_eq!(next(Some(&want), Some(&done("a", 1)), Dead), None, "it ended on its own");
-        let again = wanted("a", DesiredState::Launched, 2);
-        assert_eq!(next(Some(&again), Some(&done("a", 1)), Dead), Some(Ask::Start), "it was ordered again");
-    }
-
-    #[test]
-    fn files_go_and_change_only_when_the_unit_has_stopped() {
-        assert_eq!(next(None, Some(&done("a", 1)), Alive), Some(Ask::Stop));
-        assert_eq!(next(None, Some(&done("a", 1)), Stopping), None);
-        assert_eq!(next(None, Some(&done("a", 1)), Dead), Some(Ask::Unload));
-        let changed = wanted("b", DesiredState::Launched, 1);
-        assert_eq!(next(Some(&changed), Some(&done("a", 1)), Alive), Some(Ask::Stop));
-        assert_eq!(next(Some(&changed), Some(&done("a", 1)), Stopping), None);
-        assert_eq!(next(Some(&changed), Some(&done("a", 1)), Dead), Some(Ask::Load));
-    }
-
-    #[test]
-    fn stopping_a_unit_keeps_it_loaded() {
-        let want = wanted("a", DesiredState::Loaded, 1);
-        assert_eq!(next(Some(&want), Some(&done("a", 1)), Alive), Some(Ask::Stop));
-        assert_eq!(next(Some(&want), Some(&done("a", 1)), Dead), None);
-    }
-
-    proptest! {
-        /// Carried out faithfully, the asks lead from anywhere to what is wanted within a few steps.
-        #[test]
-        fn decisions_converge(
-            want in prop::option::of((0_u8..2, prop::bool::ANY, 1_u64..3)),
-            have in prop::option::of((0_u8..2, 0_u64..3)),
-            alive in prop::bool::ANY,
-        ) {
-            let state = |launched| if launched { DesiredState::Launched } else { DesiredState::Loaded };
-            let want = want.map(|(hash, launched, launch)| wanted(&hash.to_string(), state(launched), launch));
-            let mut have = have.map(|(hash, launch)| done(&hash.to_string(), launch));
-            let mut activity = if alive && have.is_some() { Alive } else { Dead };
-            for _ in 0..4 {
-                match next(want.as_ref(), have.as_ref(), activity) {
-                    None => break,
-                    Some(Ask::Stop) => activity = Dead,
-                    Some(Ask::Unload) => have = None,
-                    Some(Ask::Load) => have = want.as_ref().map(|w| done(&w.hash, 0)),
-                    Some(Ask::Start) => {
-                        activity = Alive;
-                        have = want.as_ref().map(|w| done(&w.hash, w.launch));
-                    }
-                }
-            }
-            prop_assert_eq!(next(want.as_ref(), have.as_ref(), activity), None);
-            prop_assert_eq!(want.is_none(), have.is_none());
-        }
-    }
-}
+mod tests;

@@ -11,6 +11,8 @@ pub mod agent;
 pub mod cluster;
 /// On which machine each unit runs.
 pub mod engine;
+/// What to stop and to kill of the units that may not outlive their machine's lease.
+pub mod fence;
 /// The cluster network: subnets, datapath, rules.
 pub mod overlay;
 /// From registered upstreams to the endpoints that traffic may go to.

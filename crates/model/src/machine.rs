@@ -188,6 +188,14 @@ pub struct MachineRecord {
     /// What the machine has to give; absent from machines whose Muster does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// Which installation this is: an id made when the daemon first ran. Two machines with one machine-id differ
+    /// in it, and a machine that crashed and came back does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The machine shuts down: its units shall run elsewhere now. Those with `OnPartition=stop` only when its own
+    /// states say that they have stopped here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// Muster's version.
     pub version: String,
     /// Fields of a newer version.
@@ -206,6 +214,8 @@ impl MachineRecord {
             metadata: Metadata::new(),
             subnet: None,
             capacity: None,
+            instance: None,
+            leaving: false,
             version,
             unknown: Unknown::new(),
         }

@@ -4,11 +4,15 @@
 //! Invariants: a role that fails is said so and, where it can, tries on; what runs on the machine is never touched
 //! by the daemon's own end. Only a machine that shuts down says good-bye to the cluster.
 
+/// The machine's orderly way out of the cluster.
+mod departure;
 /// The engine's election and its decisions' way to the hub.
 mod engine;
 /// What the engine tells of what it did.
 mod events;
-/// Which cluster the hub is of.
+/// The note and the service that stop units which may not outlive the machine's lease.
+mod fence;
+/// Who this machine is, and which cluster the hub is of.
 mod identity;
 /// The cluster network of this machine.
 mod overlay;
@@ -27,7 +31,7 @@ mod units;
 
 use crate::config::{Config, RUN_DIR, SOCKET, STATE_DIR};
 use anyhow::{Context, Result, anyhow};
-use model::{Capacity, MachineId, MachineRecord, Subnet};
+use model::{MachineId, MachineRecord, Metadata, Subnet};
 use registry::{Session, Store, StoreError};
 use std::{
     fs::Permissions,
@@ -60,14 +64,15 @@ struct Machine {
     config: Arc<Config>,
 }
 
-/// Runs the daemon until a signal ends it.
-pub async fn run(config: Config) -> Result<()> {
-    let machine = Machine::new(config)?;
+/// Runs the daemon until a signal ends it. `read` reads the configuration: now, and again at each SIGHUP.
+pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
+    let machine = Machine::new(read()?)?;
     for directory in [RUN_DIR, STATE_DIR] {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {directory}"))?;
     }
     info!(machine = %machine.id, name = %machine.name, version = env!("CARGO_PKG_VERSION"), "muster starts");
     let mut signals = Signals::new()?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let stop = CancellationToken::new();
     let mut roles: JoinSet<Result<()>> = JoinSet::new();
 
@@ -85,28 +90,46 @@ pub async fn run(config: Config) -> Result<()> {
         store = connect(&endpoints) => store,
         _ = signals.end() => return Ok(()),
     };
-    let session = Session::start(&store, machine.config.agent.lease_ttl, &Path::new(RUN_DIR).join("lease"));
+    let session = Session::start(&store, machine.config.agent.lease_ttl, &lease_file(&machine.id));
 
     let mut record = MachineRecord::new(machine.name.clone(), address, env!("CARGO_PKG_VERSION").to_owned());
-    record.metadata = machine.config.machine.metadata.clone();
-    record.capacity = capacity();
+    record.capacity = presence::capacity();
+    record.instance = Some(identity::instance()?);
     record.api_port = machine.config.api.listen.map(|listen| listen.port());
     let (subnet, subnets) = watch::channel(None::<Subnet>);
+    let metadata = watch::Sender::new(machine.config.machine.metadata.clone());
+    let (leaving, admitted) = (watch::Sender::new(false), watch::Sender::new(None));
 
     let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
     if machine.config.overlay.enabled {
         let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, subnet, ready);
         roles.spawn(overlay.run(stop.clone()));
     }
-    let systemd = if machine.config.agent.enabled {
-        let (systemd, events) = systemd::Systemd::connect().await?;
-        roles.spawn(presence::run(machine.clone(), store.clone(), session.lease(), record, subnets));
-        let units = units::Units::new(machine.clone(), store.clone(), systemd.clone(), session.lease())?;
+    let (mut systemd, mut fenced) = (None, None);
+    if machine.config.agent.enabled {
+        let (bus, events) = systemd::Systemd::connect().await?;
+        let inputs = units::Inputs {
+            admitted: admitted.subscribe(),
+            lease: session.lease(),
+            acknowledged: session.acknowledged(),
+            leaving: leaving.subscribe(),
+        };
+        let presence = presence::Presence {
+            machine: machine.clone(),
+            store: store.clone(),
+            record,
+            lease: session.lease(),
+            subnet: subnets,
+            metadata: metadata.subscribe(),
+            leaving: leaving.subscribe(),
+            admitted,
+        };
+        roles.spawn(presence.run());
+        let units = units::Units::new(machine.clone(), store.clone(), bus.clone(), inputs)?;
+        fenced = Some(units.fenced());
         roles.spawn(units.run(events, stop.clone()));
-        Some(systemd)
-    } else {
-        None
-    };
+        systemd = Some(bus);
+    }
     let engine = machine
         .config
         .engine
@@ -120,6 +143,7 @@ pub async fn run(config: Config) -> Result<()> {
     serve(&machine, service, &stop, &mut roles).await?;
 
     let mut announced = false;
+    let mut departure = Box::pin(departure::wait(systemd.clone(), fenced, &leaving, &session));
     let outcome = loop {
         tokio::select! {
             changed = overlay_ready.wait_for(|ready| *ready), if !announced => {
@@ -131,6 +155,8 @@ pub async fn run(config: Config) -> Result<()> {
                 }
             }
             () = signals.end() => break Ok(()),
+            Some(()) = hangup.recv() => reload(&read, &machine.config, &metadata),
+            error = &mut departure => break Err(error),
             error = hub_died(&mut hub) => break Err(error),
             Some(ended) = roles.join_next() => match ended {
                 Ok(Ok(())) => {}
@@ -142,27 +168,23 @@ pub async fn run(config: Config) -> Result<()> {
     if let Err(error) = &outcome {
         error!(error = format!("{error:#}"), "muster ends because a part of it failed");
     }
+    // Asked to end in the middle of the machine's departure, the daemon sees that through.
+    if let Some(systemd) = &systemd
+        && systemd.is_stopping().await
+    {
+        let _ = tokio::time::timeout(departure::LONGEST, departure).await;
+    } else {
+        drop(departure);
+    }
     stop.cancel();
-    // Another engine takes the lead now, and not when the lease has ended; it is to see this machine leave.
+    // Another engine takes the lead now, and not when the lease has ended.
     let deadline = tokio::time::Instant::now() + STEP_DOWN;
     while engine.as_ref().is_some_and(|engine| !engine.is_finished())
         && tokio::time::Instant::now() < deadline
     {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // An orderly shutdown of the machine: its units shall run elsewhere now, not when the lease has ended.
-    let leaving = match &systemd {
-        Some(systemd) => systemd.is_stopping().await,
-        None => false,
-    };
-    if leaving {
-        info!("the machine shuts down: leaving the cluster");
-        if let Err(error) = session.end().await {
-            warn!(%error, "could not say good-bye; the lease will end by itself");
-        }
-    } else {
-        drop(session);
-    }
+    drop(session);
     roles.abort_all();
     let _ = tokio::time::timeout(SHUTDOWN, async { while roles.join_next().await.is_some() {} }).await;
     if let Some(hub) = hub {
@@ -174,22 +196,11 @@ pub async fn run(config: Config) -> Result<()> {
 
 impl Machine {
     fn new(config: Config) -> Result<Self> {
-        let path = "/etc/machine-id";
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-        let id = text.parse().with_context(|| format!("in {path}: run `systemd-machine-id-setup`"))?;
+        let id = identity::machine()?;
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let name = config.machine.name.clone().unwrap_or(host);
         Ok(Self { id, name, config: Arc::new(config) })
     }
-}
-
-/// What this machine has to give, if the kernel says.
-fn capacity() -> Option<Capacity> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = total.trim().trim_end_matches(" kB").trim().parse().ok()?;
-    let cpus = std::thread::available_parallelism().ok()?;
-    Some(Capacity { memory: kib * 1024, cpus: u32::try_from(cpus.get()).ok()? })
 }
 
 async fn start_hub(machine: &Machine) -> Result<hub::Hub> {
@@ -215,6 +226,11 @@ async fn hub_died(hub: &mut Option<hub::Hub>) -> anyhow::Error {
         Some(hub) => anyhow!(hub.finished().await).context("the embedded hub failed"),
         None => std::future::pending().await,
     }
+}
+
+/// Where the session is noted: by the machine's id, because another id is another machine's presence.
+fn lease_file(machine: &MachineId) -> PathBuf {
+    Path::new(RUN_DIR).join(format!("lease-{machine}"))
 }
 
 /// Tries until the hub's address can be used. Whether anybody answers there is each role's own concern.
@@ -285,6 +301,28 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+/// Takes over what can change while the daemon runs: the metadata. All else is built into what runs.
+fn reload(read: &impl Fn() -> Result<Config>, running: &Config, metadata: &watch::Sender<Metadata>) {
+    info!("reading the configuration anew");
+    match read() {
+        Ok(config) => {
+            let mut same = config.clone();
+            same.machine.metadata.clone_from(&running.machine.metadata);
+            if same != *running {
+                warn!(
+                    "more than metadata has changed: the rest needs `systemctl restart muster`, which stops no unit"
+                );
+            }
+            metadata.send_if_modified(|before| {
+                let changed = *before != config.machine.metadata;
+                before.clone_from(&config.machine.metadata);
+                changed
+            });
+        }
+        Err(error) => warn!(error = format!("{error:#}"), "the configuration stays as it was"),
     }
 }
 

@@ -137,6 +137,11 @@ enum Command {
     ///
     /// Example: muster agent --config /etc/muster/muster.toml
     Agent(ConfigFile),
+    /// Stop the units with OnPartition=stop when this machine's lease is over. The daemon runs it; you need not.
+    ///
+    /// Example: systemctl status muster-fence
+    #[command(hide = true)]
+    Fence,
     /// Serve, back up, check and move the hub: an etcd v3 server.
     ///
     /// Example: muster hub snapshot save /var/backups/hub.db
@@ -165,7 +170,12 @@ pub fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Agent(file) => {
             log();
-            daemon()?.block_on(Box::pin(agent::run(load(&file)?.config)))?;
+            daemon()?.block_on(Box::pin(agent::run(|| Ok(load(&file)?.config))))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Fence => {
+            log();
+            crate::fence::run()?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Hub(hub) if hub.serves() => {
@@ -201,7 +211,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Journal(verb) => verb.run(client).await,
         Command::Exec(verb) => verb.run(client).await,
         Command::Kv(verb) => verb.run().await,
-        Command::Agent(_) | Command::Hub(_) | Command::Config(_) | Command::Lab(_) => {
+        Command::Agent(_) | Command::Fence | Command::Hub(_) | Command::Config(_) | Command::Lab(_) => {
             unreachable!("these are no requests")
         }
     }

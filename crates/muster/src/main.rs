@@ -7,6 +7,10 @@ mod agent;
 mod cli;
 /// The configuration.
 mod config;
+/// Which container a process is the client of.
+mod container;
+/// What stops units that may not outlive their machine's lease.
+mod fence;
 
 use std::process::ExitCode;
 

@@ -203,7 +203,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) async fn renew(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn renewed_for(&mut self) -> Result<Duration, StoreError> {
         let (sender, answers) = &mut *self.stream;
         let exchange = async {
             sender.keep_alive().await?;
@@ -211,7 +211,7 @@ impl Keeper {
         };
         let answer = tokio::time::timeout(CALL_TIMEOUT, exchange).await.map_err(|_| self.etcd.late())?;
         match answer.map_err(|error| self.etcd.explain(error))? {
-            Some(answer) if answer.ttl() > 0 => Ok(()),
+            Some(answer) if answer.ttl() > 0 => Ok(Duration::from_secs(answer.ttl().unsigned_abs())),
             Some(_) => Err(StoreError::LeaseEnded(self.lease)),
             None => Err(StoreError::Unreachable {
                 endpoints: self.etcd.endpoints.to_string(),

@@ -17,7 +17,7 @@ mod follow;
 mod memory;
 
 pub use follow::{Delta, Follow};
-pub use session::Session;
+pub use session::{Acknowledged, Session};
 pub use store::{
     CALL_TIMEOUT, Change, Changes, Guard, KeyValue, LeaseKeeper, Listing, Outcome, Store, StoreError, Watch,
     Write,

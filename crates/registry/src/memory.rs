@@ -161,7 +161,7 @@ impl Memory {
 
     pub(crate) fn keeper(&self, lease: LeaseId) -> Result<Keeper, StoreError> {
         let mut keeper = Keeper { memory: self.clone(), lease };
-        keeper.renew()?;
+        keeper.renewed_for()?;
         Ok(keeper)
     }
 
@@ -179,10 +179,14 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn renew(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn renewed_for(&mut self) -> Result<Duration, StoreError> {
         let now = self.memory.now();
         let answer = self.memory.state().store.lease_keep_alive(now, mvcc::LeaseId(self.lease.0));
-        if answer.ttl > 0 { Ok(()) } else { Err(StoreError::LeaseEnded(self.lease)) }
+        if answer.ttl > 0 {
+            Ok(Duration::from_secs(answer.ttl.unsigned_abs()))
+        } else {
+            Err(StoreError::LeaseEnded(self.lease))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{LeaseKeeper, Store, StoreError};
 use model::LeaseId;
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
@@ -17,9 +18,20 @@ use tracing::{info, warn};
 /// Renewals per time to live. Three may be lost before the lease ends.
 const RENEWALS_PER_TTL: f64 = 3.4;
 
+/// The hub's last word on the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Which lease.
+    pub lease: LeaseId,
+    /// The hub lets it live until then at least: counted from when the renewal was sent, so that the machine
+    /// never believes in its lease for longer than the hub does.
+    pub until: Instant,
+}
+
 /// A lease that is kept alive.
 pub struct Session {
-    lease: watch::Receiver<Option<LeaseId>>,
+    lease: Arc<watch::Sender<Option<LeaseId>>>,
+    acknowledged: watch::Receiver<Option<Acknowledged>>,
     store: Store,
     file: PathBuf,
     task: JoinHandle<()>,
@@ -28,25 +40,31 @@ pub struct Session {
 impl Session {
     /// Begins a session, or goes on with the one that `file` names.
     pub fn start(store: &Store, ttl: Duration, file: &Path) -> Self {
-        let (sender, lease) = watch::channel(None);
-        let task = tokio::spawn(run(store.clone(), ttl, file.to_owned(), sender));
-        Self { lease, store: store.clone(), file: file.to_owned(), task }
+        let lease = Arc::new(watch::Sender::new(None));
+        let (acknowledge, acknowledged) = watch::channel(None);
+        let task = tokio::spawn(run(store.clone(), ttl, file.to_owned(), lease.clone(), acknowledge));
+        Self { lease, acknowledged, store: store.clone(), file: file.to_owned(), task }
     }
 
-    /// The current lease; `None` until the hub was reached.
+    /// The current lease; `None` until the hub was reached, and after the session's end.
     pub fn lease(&self) -> watch::Receiver<Option<LeaseId>> {
-        self.lease.clone()
+        self.lease.subscribe()
     }
 
-    /// Ends the session and with it everything under its lease: the machine says good-bye.
-    pub async fn end(self) -> Result<(), StoreError> {
+    /// Until when the lease lives at least; `None` until the hub was reached. Stands still while the hub is away.
+    pub fn acknowledged(&self) -> watch::Receiver<Option<Acknowledged>> {
+        self.acknowledged.clone()
+    }
+
+    /// Ends the session and with it everything under its lease: the machine says good-bye. Whoever publishes
+    /// under the lease is told first.
+    pub async fn end(&self) -> Result<(), StoreError> {
         self.task.abort();
         // A daemon that starts later must not find it.
         if let Err(error) = std::fs::remove_file(&self.file) {
             warn!(%error, "lease file not removed");
         }
-        let lease = *self.lease.borrow();
-        match lease {
+        match self.lease.send_replace(None) {
             Some(lease) => self.store.revoke(lease).await,
             None => Ok(()),
         }
@@ -60,7 +78,13 @@ impl Drop for Session {
     }
 }
 
-async fn run(store: Store, ttl: Duration, file: PathBuf, sender: watch::Sender<Option<LeaseId>>) {
+async fn run(
+    store: Store,
+    ttl: Duration,
+    file: PathBuf,
+    sender: Arc<watch::Sender<Option<LeaseId>>>,
+    acknowledge: watch::Sender<Option<Acknowledged>>,
+) {
     let interval = ttl.div_f64(RENEWALS_PER_TTL);
     let mut known = read(&file);
     let mut complained = false;
@@ -78,7 +102,7 @@ async fn run(store: Store, ttl: Duration, file: PathBuf, sender: watch::Sender<O
                     *current = Some(lease);
                     new
                 });
-                let end = renew(keeper, interval).await;
+                let end = renew(keeper, lease, interval, &acknowledge).await;
                 if matches!(end, StoreError::LeaseEnded(_)) {
                     warn!(%lease, "lease ended, beginning a new session");
                     known = None;
@@ -113,15 +137,20 @@ async fn begin(
     Ok((lease, store.keeper(lease).await?))
 }
 
-/// Renews until that fails.
-async fn renew(mut keeper: LeaseKeeper, interval: Duration) -> StoreError {
-    let mut due = Instant::now() + interval;
+/// Renews until that fails: at once, because only an answer tells how long the lease has, then regularly.
+async fn renew(
+    mut keeper: LeaseKeeper,
+    lease: LeaseId,
+    interval: Duration,
+    acknowledge: &watch::Sender<Option<Acknowledged>>,
+) -> StoreError {
     loop {
-        tokio::time::sleep_until(due).await;
-        due = Instant::now() + interval;
-        if let Err(error) = keeper.renew().await {
-            return error;
-        }
+        let sent = Instant::now();
+        match keeper.renewed_for().await {
+            Ok(ttl) => acknowledge.send_replace(Some(Acknowledged { lease, until: sent + ttl })),
+            Err(error) => return error,
+        };
+        tokio::time::sleep_until(sent + interval).await;
     }
 }
 

@@ -253,9 +253,15 @@ pub enum LeaseKeeper {
 impl LeaseKeeper {
     /// Renews it for its whole time to live. Fails with [`StoreError::LeaseEnded`] when it has ended.
     pub async fn renew(&mut self) -> Result<(), StoreError> {
+        self.renewed_for().await.map(drop)
+    }
+
+    /// Renews it and tells its time to live: from when the hub got the request, not from when its answer came.
+    /// Fails as [`LeaseKeeper::renew`].
+    pub async fn renewed_for(&mut self) -> Result<Duration, StoreError> {
         match self {
-            Self::Etcd(keeper) => keeper.renew().await,
-            Self::Memory(keeper) => keeper.renew(),
+            Self::Etcd(keeper) => keeper.renewed_for().await,
+            Self::Memory(keeper) => keeper.renewed_for(),
         }
     }
 }

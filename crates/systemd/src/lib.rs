@@ -21,6 +21,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Signals waiting to be taken. systemd sends a few per state change; a reader this far behind loses some, and
 /// its regular full listing makes up for it.
 const SIGNAL_BUFFER: usize = 4096;
+/// Between the end of a transient service and its next start.
+const TRANSIENT_AGAIN: Duration = Duration::from_millis(100);
+/// systemd takes signals by number.
+const SIGKILL: i32 = 9;
 
 /// A connection to the machine's systemd.
 #[derive(Clone)]
@@ -83,6 +87,8 @@ pub enum Event {
         /// How it ended.
         result: String,
     },
+    /// All unit files were read anew, whoever asked for it.
+    Reloaded,
     /// systemd forgot a unit: it is inactive and nothing refers to it.
     Gone {
         /// Which unit.
@@ -136,7 +142,13 @@ impl Systemd {
         self.call("link unit files", self.manager.link_unit_files(&files, true, true)).await.map(drop)
     }
 
-    /// Removes links that [`Systemd::link`] made.
+    /// Makes the links that `[Install]` of these units asks for, until the next boot: `systemctl enable --runtime`.
+    pub async fn enable(&self, units: &[&UnitName]) -> Result<(), SystemdError> {
+        let names: Vec<_> = units.iter().map(|unit| unit.as_str()).collect();
+        self.call("enable unit files", self.manager.enable_unit_files(&names, true, true)).await.map(drop)
+    }
+
+    /// Removes links that [`Systemd::link`] and [`Systemd::enable`] made.
     pub async fn unlink(&self, units: &[&UnitName]) -> Result<(), SystemdError> {
         let names: Vec<_> = units.iter().map(|unit| unit.as_str()).collect();
         self.call("unlink unit files", self.manager.disable_unit_files(&names, true)).await.map(drop)
@@ -157,6 +169,39 @@ impl Systemd {
     pub async fn stop(&self, unit: &UnitName) -> Result<(), SystemdError> {
         let stop = self.manager.stop_unit(unit.as_str(), "replace");
         self.call(format!("stop {unit}"), stop).await.map(drop)
+    }
+
+    /// Starts a service of our own that has no file and outlives this process. systemd starts it again whenever it
+    /// ends, kills it when it is silent for longer than `watchdog`, and lets it be the last to go when memory is
+    /// short. That it runs already is fine.
+    pub async fn run_transient(
+        &self,
+        unit: &UnitName,
+        description: &str,
+        command: &[&str],
+        watchdog: Duration,
+    ) -> Result<(), SystemdError> {
+        let program = command.first().copied().unwrap_or_default();
+        let again = u64::try_from(TRANSIENT_AGAIN.as_micros()).unwrap_or_default();
+        let properties = [
+            ("Description", Variant::from(description)),
+            ("ExecStart", Variant::new(vec![(program, command.to_vec(), false)])),
+            ("Type", Variant::from("notify")),
+            ("NotifyAccess", Variant::from("main")),
+            ("Restart", Variant::from("always")),
+            ("RestartUSec", Variant::from(again)),
+            ("StartLimitIntervalUSec", Variant::from(0_u64)),
+            ("WatchdogUSec", Variant::from(u64::try_from(watchdog.as_micros()).unwrap_or(u64::MAX))),
+            ("WatchdogSignal", Variant::from(SIGKILL)),
+            ("OOMScoreAdjust", Variant::from(-1000_i32)),
+            ("CollectMode", Variant::from("inactive-or-failed")),
+        ];
+        let start = self.manager.start_transient_unit(unit.as_str(), "replace", &properties, &[]);
+        match self.call(format!("start {unit}"), start).await {
+            // "Unit … was already loaded or has a fragment file."
+            Err(SystemdError::Refused { reason, .. }) if reason.contains("already") => self.start(unit).await,
+            other => other.map(drop),
+        }
     }
 
     /// Makes systemd forget that a unit failed, so that it can be unloaded. A unit that is not loaded is fine.
@@ -187,6 +232,27 @@ impl Systemd {
             .map_err(SystemdError::Bus)?;
         let pid = self.call(format!("tell the pid of {unit}"), service.main_pid()).await?;
         Ok((pid != 0).then_some(pid))
+    }
+
+    /// Waits until the whole machine shuts down; systemd tells it before it stops anything.
+    pub async fn shutdown(&self) -> Result<(), SystemdError> {
+        let rule = MatchRule::builder()
+            .msg_type(Type::Signal)
+            .sender("org.freedesktop.systemd1")
+            .interface("org.freedesktop.systemd1.Manager")
+            .member("JobNew")
+            .arg(2, "shutdown.target")
+            .build()
+            .map_err(SystemdError::Bus)?;
+        let stream = MessageStream::for_match_rule(rule, &self.connection, NonZero::new(1));
+        let mut jobs = stream.await.map_err(SystemdError::Bus)?;
+        // It may have begun before the signal was asked for. A job of that name can also be one to stop it.
+        while !self.is_stopping().await {
+            if jobs.next().await.is_none() {
+                return std::future::pending().await;
+            }
+        }
+        Ok(())
     }
 
     /// True while the whole machine shuts down.
@@ -239,6 +305,11 @@ fn read(message: &zbus::Message) -> Option<Event> {
             let (_, _, unit, result): (u32, OwnedObjectPath, String, String) =
                 body.deserialize().map_err(|error| warn!(%error, "unreadable signal")).ok()?;
             Some(Event::Job { unit: unit.parse().ok()?, result })
+        }
+        "Reloading" => {
+            // Sent with `true` when it begins, with `false` when it has ended.
+            let begins: bool = body.deserialize().ok()?;
+            (!begins).then_some(Event::Reloaded)
         }
         "UnitRemoved" => {
             let (unit, _): (String, OwnedObjectPath) = body.deserialize().ok()?;

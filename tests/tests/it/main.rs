@@ -3,6 +3,8 @@
 //! Facts are checked, not texts. Each test boots machines of its own; they run one after another, because two cores
 //! carry one cluster well and two badly.
 
+/// What a machine does with its units when something goes away.
+mod agent;
 /// A unit file with a mistake, names nobody knows, a hub that does not answer, no machine that fits.
 mod bad_input;
 /// Daemons that are killed, and a hub that is away.

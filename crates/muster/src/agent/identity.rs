@@ -1,4 +1,4 @@
-//! Which cluster this machine belongs to: an id in the hub, made by the first machine, noted by each.
+//! Who this machine is, and which cluster it belongs to: an id in the hub, made by the first machine, noted by each.
 //!
 //! An agent does what the schedule says, and an empty schedule says "stop everything". So a hub that lost its data,
 //! or another cluster's hub behind a mistyped address, must not be taken for ours. Invariant: a machine that knows
@@ -6,7 +6,8 @@
 
 use super::write_file;
 use crate::config::STATE_DIR;
-use model::keys;
+use anyhow::{Context, bail};
+use model::{MachineId, keys};
 use registry::{Guard, Store, StoreError, Write};
 use std::{
     io,
@@ -44,18 +45,14 @@ fn file() -> PathBuf {
 
 /// Fails unless the hub is this machine's. A machine that belongs to none yet joins.
 pub(super) async fn confirm(store: &Store) -> Result<(), IdentityError> {
-    let own = match std::fs::read_to_string(file()) {
-        Ok(text) => Some(text.trim().to_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(IdentityError::File(error)),
-    };
+    let own = note(&file()).map_err(IdentityError::File)?;
     let found = read(store).await?;
     match (own, found) {
         (Some(own), Some(found)) if own == found => Ok(()),
         (Some(own), found) => Err(IdentityError::Foreign { own, found }),
         (None, Some(found)) => join(&found),
         (None, None) => {
-            let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(IdentityError::File)?;
+            let id = random().map_err(IdentityError::File)?;
             let write = Write::put(keys::CLUSTER, id.trim().to_owned());
             store.commit(&[Guard::Absent(keys::CLUSTER.to_owned())], &[write]).await?;
             // Whoever was faster decides.
@@ -64,6 +61,50 @@ pub(super) async fn confirm(store: &Store) -> Result<(), IdentityError> {
                 None => Err(IdentityError::Foreign { own: id.trim().to_owned(), found: None }),
             }
         }
+    }
+}
+
+/// The cluster that this machine belongs to, if it has joined one.
+pub(super) fn own() -> Option<String> {
+    note(&file()).ok().flatten()
+}
+
+fn note(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Which installation of Muster this is: an id made when it is asked for first.
+pub(super) fn instance() -> anyhow::Result<String> {
+    let path = Path::new(STATE_DIR).join("instance");
+    let known = note(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if let Some(known) = known.filter(|known| !known.is_empty()) {
+        return Ok(known);
+    }
+    let id = random()?.trim().to_owned();
+    write_file(&path, &format!("{id}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(id)
+}
+
+fn random() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+}
+
+/// The machine's own id, as `/etc/machine-id` has it.
+pub(super) fn machine() -> anyhow::Result<MachineId> {
+    let path = "/etc/machine-id";
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    text.parse().with_context(|| format!("in {path}: run `systemd-machine-id-setup`"))
+}
+
+/// Fails when the machine has got another id than `known`: the daemon has to begin anew with it.
+pub(super) fn still(known: &MachineId) -> anyhow::Result<()> {
+    match machine() {
+        Ok(id) if id != *known => bail!("the machine-id has changed to {id}: starting again with it"),
+        _ => Ok(()),
     }
 }
 

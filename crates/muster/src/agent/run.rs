@@ -1,6 +1,7 @@
 //! Running something beside a unit on this machine, its output sent while it runs: systemd's status, the journal,
 //! a program inside the unit.
 
+use crate::container;
 use api::{
     ApiError,
     frames::{Frame, MAX_PAYLOAD},
@@ -96,7 +97,7 @@ async fn exec(
     }
     let pid = systemd.main_pid(unit).await.map_err(|error| ApiError::conflict(error.to_string()))?;
     let pid = pid.ok_or_else(|| ApiError::conflict(format!("{unit} does not run here just now")))?;
-    let container = container_of(pid);
+    let container = container::of(pid).map(|container| container.name);
     let mut enter = match (&container, network) {
         (Some(container), false) => program("docker", ["exec", container]),
         (Some(container), true) => {
@@ -116,33 +117,6 @@ fn program<'a>(name: &str, arguments: impl IntoIterator<Item = &'a str>) -> Comm
     command
 }
 
-/// The container that the process is the client of: `docker run … --name NAME …`.
-fn container_of(pid: u32) -> Option<String> {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    container_name(line.split(|byte| *byte == 0).filter_map(|argument| str::from_utf8(argument).ok()))
-}
-
-fn container_name<'a>(arguments: impl Iterator<Item = &'a str>) -> Option<String> {
-    let mut arguments = arguments;
-    let engine = arguments.next()?.rsplit('/').next()?;
-    if !matches!(engine, "docker" | "podman") {
-        return None;
-    }
-    let verb = arguments.find(|argument| matches!(*argument, "run" | "start"))?;
-    if verb == "start" {
-        return arguments.find(|argument| !argument.starts_with('-')).map(str::to_owned);
-    }
-    while let Some(argument) = arguments.next() {
-        if argument == "--name" {
-            return arguments.next().map(str::to_owned);
-        }
-        if let Some(name) = argument.strip_prefix("--name=") {
-            return Some(name.to_owned());
-        }
-    }
-    None
-}
-
 async fn container_pid(container: &str) -> Result<String, ApiError> {
     let mut inspect = program("docker", ["inspect", "--format", "{{.State.Pid}}", container]);
     let inspect = tokio::time::timeout(INSPECT, inspect.kill_on_drop(true).output()).await;
@@ -155,19 +129,4 @@ async fn container_pid(container: &str) -> Result<String, ApiError> {
         return Err(ApiError::conflict(format!("container {container} does not run: {}", said.trim())));
     }
     Ok(pid)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_container_is_read_off_its_clients_arguments() {
-        let name = |line: &str| container_name(line.split(' '));
-        assert_eq!(name("/usr/bin/docker run --rm --name someapp-1 someapp").as_deref(), Some("someapp-1"));
-        assert_eq!(name("docker run --name=web nginx").as_deref(), Some("web"));
-        assert_eq!(name("/usr/bin/docker start -a web").as_deref(), Some("web"));
-        assert_eq!(name("/usr/bin/docker run someapp"), None);
-        assert_eq!(name("/bin/sleep infinity"), None);
-    }
 }

@@ -4,16 +4,31 @@
 //! slow unit holds up no other. Invariants: nothing is stopped or removed before the schedule was read from the
 //! hub; while the hub is away the last schedule stands.
 
+/// A unit file, and what it says that concerns the agent.
+mod file;
+/// Unit files into systemd and out of it.
+mod load;
+/// Units that are the machine's own.
+mod local;
+/// What is written down.
+mod notes;
+/// What the hub is told.
+mod report;
+
 use super::{
-    Machine, identity,
+    Machine,
+    fence::{self, Fence},
+    identity,
     states::{self, States},
-    write_file,
 };
 use crate::config::RUN_DIR;
 use anyhow::{Result, bail};
-use model::{LeaseId, RECORD_VERSION, ScheduleRecord, UnitName, UnitRecord, UnitState, keys};
-use muster_core::agent::{self, Activity, Ask, Done, Wanted};
-use registry::{Change, Delta, Store};
+use file::File;
+use load::Order;
+use model::{LeaseId, ScheduleRecord, UnitName, keys};
+use muster_core::agent::{self, Activity, Ask, Done, Trust, Wanted};
+use notes::{Files, Notes, Schedule};
+use registry::{Acknowledged, Change, Delta, Follow, Store};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
@@ -32,13 +47,23 @@ use tracing::{error, info, warn};
 const RESYNC: Duration = Duration::from_secs(60);
 /// After a failed ask: the first and the longest pause before it is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// Where a local unit of the same name would be.
-const LOCAL: [&str; 4] = [
-    "/etc/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
+/// A process that cannot be run, or that finds its configuration bad, ends within this time. So long a start of a unit
+/// that systemd calls active at once is not called so by us.
+const SETTLING: Duration = Duration::from_millis(50);
+/// So long the hub may take to answer a daemon that has just begun, before the last known schedule is taken.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the task is told from outside.
+pub(super) struct Inputs {
+    /// Under which lease this machine is in the cluster.
+    pub(super) admitted: watch::Receiver<Option<LeaseId>>,
+    /// The session's lease: `None` as long as the hub was never reached.
+    pub(super) lease: watch::Receiver<Option<LeaseId>>,
+    /// Until when it is good.
+    pub(super) acknowledged: watch::Receiver<Option<Acknowledged>>,
+    /// The machine shuts down.
+    pub(super) leaving: watch::Receiver<bool>,
+}
 
 pub(super) struct Units {
     machine: Machine,
@@ -46,54 +71,71 @@ pub(super) struct Units {
     systemd: Systemd,
     /// Where unit files are.
     directory: PathBuf,
-    /// Where `done` is kept.
-    notes: PathBuf,
+    notes: Notes,
     /// The schedule, once it was read.
     wanted: Option<BTreeMap<UnitName, Wanted>>,
+    /// Under which lease it was read; `None` for one that is only remembered.
+    confirmed: Option<LeaseId>,
+    /// The last known schedule, on its way to the disk.
+    remember: watch::Sender<Option<Schedule>>,
     done: BTreeMap<UnitName, Done>,
+    /// The files in `done`.
+    files: Files,
+    /// Units in `done` whose names a unit of the machine's own has taken since.
+    clashes: BTreeMap<UnitName, PathBuf>,
     /// systemd's states of units in `wanted` or `done`.
     seen: BTreeMap<UnitName, State>,
     errors: BTreeMap<UnitName, String>,
     busy: BTreeSet<UnitName>,
-    /// Units that were asked to start, and whether the job has ended. Until their state was read after that, an
-    /// "inactive" is from before the start.
-    starting: BTreeMap<UnitName, bool>,
+    /// Units that were asked to start. Until their state was read after the job's end, an "inactive" is from before
+    /// the start.
+    starting: BTreeMap<UnitName, Starting>,
+    /// Units that were just started, and until when it is looked whether they stay.
+    settling: BTreeMap<UnitName, Instant>,
     /// Failed asks: how many in a row, and not before when the next.
     failures: BTreeMap<UnitName, (u32, Instant)>,
     /// Units whose state must be read, and those being read.
     stale: BTreeSet<UnitName>,
     reading: BTreeSet<UnitName>,
+    /// After a failed reading: not before then.
+    read_again: Option<Instant>,
     tasks: JoinSet<Finished>,
     /// The hub is not this machine's, and that was said.
     doubted: bool,
     states: watch::Sender<States>,
-    lease: watch::Receiver<Option<LeaseId>>,
+    fence: Fence,
+    /// Whether a fenced unit is alive here.
+    fenced: watch::Sender<bool>,
+    inputs: Inputs,
+}
+
+/// A start under way.
+struct Starting {
+    since: Instant,
+    /// Whether the job has ended.
+    ended: bool,
 }
 
 /// What came of something that took time.
 enum Finished {
-    Loaded(BTreeMap<UnitName, Result<String, String>>),
+    Loaded(BTreeMap<UnitName, Result<File, String>>),
     Unloaded(BTreeMap<UnitName, Result<(), String>>),
     Started(UnitName, u64, Result<(), SystemdError>),
     Stopped(UnitName, Result<(), SystemdError>),
     Read(Result<HashMap<UnitName, State>, SystemdError>),
+    Armed(Result<(), String>),
 }
 
 impl Units {
-    pub(super) fn new(
-        machine: Machine,
-        store: Store,
-        systemd: Systemd,
-        lease: watch::Receiver<Option<LeaseId>>,
-    ) -> Result<Self> {
+    pub(super) fn new(machine: Machine, store: Store, systemd: Systemd, inputs: Inputs) -> Result<Self> {
         let directory = Path::new(RUN_DIR).join("units");
         std::fs::create_dir_all(&directory)?;
-        let notes = Path::new(RUN_DIR).join("units.json");
-        let done = recover(&directory, &notes);
+        let notes = Notes::new(Path::new(RUN_DIR));
+        let remembered = Schedule::remembered(&identity::own().unwrap_or_default());
+        let (done, files) = notes.recover(&directory, &remembered);
         if !done.is_empty() {
             info!(units = done.len(), "units of an earlier run found");
         }
-        let (states, _) = watch::channel(States::new());
         Ok(Self {
             machine,
             store,
@@ -101,19 +143,32 @@ impl Units {
             directory,
             notes,
             wanted: None,
+            confirmed: None,
+            remember: watch::Sender::new(None),
             stale: done.keys().cloned().collect(),
             done,
+            files,
+            clashes: BTreeMap::new(),
             seen: BTreeMap::new(),
             errors: BTreeMap::new(),
             busy: BTreeSet::new(),
             starting: BTreeMap::new(),
+            settling: BTreeMap::new(),
             failures: BTreeMap::new(),
             reading: BTreeSet::new(),
+            read_again: None,
             tasks: JoinSet::new(),
             doubted: false,
-            states,
-            lease,
+            states: watch::Sender::new(States::new()),
+            fence: Fence::new(inputs.acknowledged.clone()),
+            fenced: watch::Sender::new(false),
+            inputs,
         })
+    }
+
+    /// Whether a unit with `OnPartition=stop` is alive here.
+    pub(super) fn fenced(&self) -> watch::Receiver<bool> {
+        self.fenced.subscribe()
     }
 
     /// Runs until `stop`. Units go on running afterwards.
@@ -122,15 +177,14 @@ impl Units {
         mut events: mpsc::Receiver<Event>,
         stop: CancellationToken,
     ) -> Result<()> {
-        let publisher = states::publish(
-            self.machine.clone(),
-            self.store.clone(),
-            self.lease.clone(),
-            self.states.subscribe(),
-        );
-        let publisher = tokio::spawn(publisher);
-        let mut schedule = self.store.follow(keys::schedule_of(&self.machine.id));
+        // Both end with this task.
+        let mut writers = JoinSet::new();
+        let (machine, store) = (self.machine.clone(), self.store.clone());
+        writers.spawn(states::publish(machine, store, self.inputs.admitted.clone(), self.states.subscribe()));
+        writers.spawn(notes::remember(self.remember.subscribe()));
+        let mut schedule: Option<(Follow, LeaseId)> = None;
         let mut resync = tokio::time::interval(RESYNC);
+        let patience = Instant::now() + PATIENCE;
         loop {
             // Everything that is there already is one decision.
             while let Some(finished) = self.tasks.try_join_next() {
@@ -139,14 +193,32 @@ impl Units {
             while let Ok(event) = events.try_recv() {
                 self.systemd_said(event);
             }
+            // Only a machine that is in the cluster has a share of the schedule. Under a new lease all is asked
+            // anew: the engine may have taken this machine for lost meanwhile.
+            let admitted = *self.inputs.admitted.borrow_and_update();
+            if schedule.as_ref().map(|(_, lease)| *lease) != admitted {
+                let follow = |lease| (self.store.follow(keys::schedule_of(&self.machine.id)), lease);
+                schedule = admitted.map(follow);
+            }
+            let forlorn = self.wanted.is_none() && self.inputs.lease.borrow().is_none();
+            if forlorn && Instant::now() >= patience {
+                self.recall();
+            }
+            self.settling.retain(|_, at| *at > Instant::now());
             self.act();
-            let retry = self.failures.values().map(|(_, at)| *at).filter(|at| *at > Instant::now()).min();
+            let later = |at: &Instant| *at > Instant::now();
+            let retries = self.failures.values().map(|(_, at)| *at).chain(self.fence.retry());
+            let retries = retries
+                .chain(self.settling.values().copied())
+                .chain(self.read_again)
+                .chain(forlorn.then_some(patience));
+            let retry = retries.filter(later).min();
             tokio::select! {
                 () = stop.cancelled() => break,
-                delta = schedule.next() => match delta {
-                    Some(delta) => if !self.schedule_said(delta).await {
+                delta = next(&mut schedule) => match delta {
+                    Some((delta, lease)) => if !self.schedule_said(delta, lease).await {
                         tokio::time::sleep(BACKOFF.0).await;
-                        schedule = self.store.follow(keys::schedule_of(&self.machine.id));
+                        schedule = None;
                     },
                     None => break,
                 },
@@ -157,13 +229,29 @@ impl Units {
                 Some(finished) = self.tasks.join_next() => self.finished(finished?),
                 _ = resync.tick() => {
                     self.stale.extend(self.known().cloned().collect::<Vec<_>>());
-                    self.starting.values_mut().for_each(|ended| *ended = true);
+                    // systemd's word that a job has ended can be lost as well.
+                    self.starting.values_mut().for_each(|start| start.ended |= start.since.elapsed() >= RESYNC);
+                    self.look_for_clashes();
                 }
                 () = sleep_until(retry), if retry.is_some() => {}
+                () = self.fence.news() => {}
+                Ok(()) = self.inputs.admitted.changed() => {}
+                Ok(()) = self.inputs.leaving.changed() => {}
             }
         }
-        publisher.abort();
         Ok(())
+    }
+
+    /// Takes the last known schedule, because the hub is away.
+    fn recall(&mut self) {
+        let cluster = identity::own().unwrap_or_default();
+        let (wanted, files) = Schedule::remembered(&cluster).wanted();
+        info!(units = wanted.len(), "the hub is away: going by the last known schedule");
+        for (unit, file) in files {
+            self.files.entry(unit).or_insert(file);
+        }
+        self.stale.extend(wanted.keys().cloned());
+        self.wanted = Some(wanted);
     }
 
     fn known(&self) -> impl Iterator<Item = &UnitName> {
@@ -172,7 +260,7 @@ impl Units {
     }
 
     /// False when the hub's word cannot be taken: it must be asked anew.
-    async fn schedule_said(&mut self, delta: Delta) -> bool {
+    async fn schedule_said(&mut self, delta: Delta, lease: LeaseId) -> bool {
         let read = |kv: &registry::KeyValue| {
             let (_, unit) = keys::machine_and_unit(keys::SCHEDULE, &kv.key)?;
             match serde_json::from_slice::<ScheduleRecord>(&kv.value) {
@@ -209,6 +297,7 @@ impl Units {
                 let wanted: BTreeMap<_, _> = listing.items.iter().filter_map(entry).collect();
                 self.stale.extend(wanted.keys().filter(|unit| !self.seen.contains_key(*unit)).cloned());
                 self.wanted = Some(wanted);
+                self.confirmed = Some(lease);
             }
             Delta::Changes(changes) => {
                 let wanted = self.wanted.get_or_insert_default();
@@ -225,6 +314,7 @@ impl Units {
                         Change::Delete { key } => {
                             if let Some((_, unit)) = keys::machine_and_unit(keys::SCHEDULE, key) {
                                 self.failures.remove(&unit);
+                                self.errors.remove(&unit);
                                 wanted.remove(&unit);
                             }
                         }
@@ -232,7 +322,20 @@ impl Units {
                 }
             }
         }
+        self.note_schedule();
         true
+    }
+
+    /// Has the schedule written down, with the files as far as they are here.
+    fn note_schedule(&self) {
+        if let (Some(wanted), Some(_), Some(cluster)) = (&self.wanted, self.confirmed, identity::own()) {
+            let schedule = Schedule::new(cluster, wanted, &self.files);
+            self.remember.send_if_modified(|known| {
+                let changed = known.as_ref() != Some(&schedule);
+                *known = Some(schedule);
+                changed
+            });
+        }
     }
 
     fn systemd_said(&mut self, event: Event) {
@@ -264,8 +367,11 @@ impl Units {
                     }
                     _ => {}
                 }
-                if let Some(ended) = self.starting.get_mut(&unit) {
-                    *ended = true;
+                if let Some(start) = self.starting.get_mut(&unit) {
+                    start.ended = true;
+                    if self.files.get(&unit).is_some_and(|file| file.hasty) {
+                        self.settling.insert(unit.clone(), Instant::now() + SETTLING);
+                    }
                 }
                 self.distrust_reading(&unit);
                 self.stale.insert(unit);
@@ -273,6 +379,7 @@ impl Units {
             Event::Gone { unit } if ours(self, &unit) => {
                 self.stale.insert(unit);
             }
+            Event::Reloaded => self.look_for_clashes(),
             _ => {}
         }
     }
@@ -284,23 +391,41 @@ impl Units {
         }
     }
 
+    fn activity(&self, unit: &UnitName) -> Activity {
+        // A unit of the machine's own under that name is not ours to stop.
+        let seen = self.seen.get(unit).filter(|_| !self.clashes.contains_key(unit));
+        seen.map_or(Activity::Dead, |state| Activity::from_active_state(&state.active))
+    }
+
+    /// Units whose names the machine's owner has taken since they were loaded.
+    fn look_for_clashes(&mut self) {
+        let find = |unit: &UnitName| Some((unit.clone(), local::find(unit, &self.directory)?));
+        let clashes: BTreeMap<_, _> = self.done.keys().filter_map(find).collect();
+        for (unit, local) in clashes.iter().filter(|(unit, _)| !self.clashes.contains_key(*unit)) {
+            warn!(%unit, local = %local.display(), "the machine has a unit of that name now: it is left alone");
+        }
+        self.clashes = clashes;
+    }
+
     /// Decides, and asks for what was decided.
     fn act(&mut self) {
-        if let Some(wanted) = &self.wanted {
+        self.mind_the_fence();
+        // While the machine shuts down, systemd stops everything by itself.
+        if let Some(wanted) = self.wanted.as_ref().filter(|_| !*self.inputs.leaving.borrow()) {
             let now = Instant::now();
-            let activity = |unit: &UnitName| {
-                self.seen.get(unit).map_or(Activity::Dead, |state| Activity::from_active_state(&state.active))
-            };
             let waits = |unit: &UnitName| {
                 self.busy.contains(unit)
                     || self.stale.contains(unit)
                     || self.reading.contains(unit)
+                    || (self.clashes.contains_key(unit) && wanted.contains_key(unit))
                     || self.failures.get(unit).is_some_and(|(_, at)| *at > now)
             };
-            let asks = agent::plan(wanted, &self.done, activity, waits);
+            let asks = agent::plan(wanted, &self.done, self.trust(), |unit| self.activity(unit), waits);
             self.perform(asks);
         }
-        if self.reading.is_empty() && !self.stale.is_empty() {
+        let may_read = self.read_again.is_none_or(|at| at <= Instant::now());
+        if self.reading.is_empty() && !self.stale.is_empty() && may_read {
+            self.read_again = None;
             self.reading = std::mem::take(&mut self.stale);
             let (systemd, units) = (self.systemd.clone(), self.reading.clone());
             self.tasks.spawn(async move {
@@ -310,18 +435,57 @@ impl Units {
         self.publish();
     }
 
+    fn trust(&self) -> Trust {
+        match self.confirmed {
+            None => Trust::Remembered,
+            Some(lease) if self.fence.leased(Some(lease)) => Trust::Leased,
+            Some(_) => Trust::Known,
+        }
+    }
+
+    /// Keeps the fence's note in step, and starts again what the fence has stopped and still belongs here.
+    fn mind_the_fence(&mut self) {
+        let fenced = self.done.iter().filter(|(_, done)| done.fenced);
+        let fenced: BTreeSet<_> = fenced.map(|(unit, _)| unit.clone()).collect();
+        if self.fence.update(&fenced) {
+            let arm = Fence::arm(self.systemd.clone());
+            self.tasks.spawn(async move { Finished::Armed(arm.await) });
+        }
+        let alive = fenced.iter().any(|unit| self.activity(unit) != Activity::Dead);
+        self.fenced.send_if_modified(|before| std::mem::replace(before, alive) != alive);
+        if self.trust() != Trust::Leased {
+            return;
+        }
+        let dead = fenced.into_iter().filter(|unit| self.activity(unit) == Activity::Dead);
+        let stopped: Vec<_> = dead.filter(fence::was_stopped).collect();
+        for unit in &stopped {
+            if let Some(done) = self.done.get_mut(unit) {
+                info!(%unit, "was stopped by the fence: its order counts as not carried out");
+                done.launch = 0;
+            }
+        }
+        if !stopped.is_empty() {
+            self.notes.write(&self.done);
+        }
+    }
+
     fn perform(&mut self, asks: BTreeMap<UnitName, Ask>) {
-        let (mut load, mut unload) = (BTreeMap::new(), Vec::new());
+        let (mut load, mut unload) = (BTreeMap::new(), BTreeSet::new());
+        let mut rested = false;
         for (unit, ask) in asks {
             let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(&unit));
             self.busy.insert(unit.clone());
             match (ask, wanted) {
                 (Ask::Load, Some(wanted)) => {
-                    load.insert(unit, wanted.hash.clone());
+                    let hash = wanted.hash.clone();
+                    let file = self.files.get(&unit).filter(|file| file.hash == hash);
+                    let text = file.map(|file| file.text.clone());
+                    let replaces = self.done.contains_key(&unit);
+                    load.insert(unit, Order { hash, text, replaces });
                 }
                 (Ask::Start, Some(wanted)) => {
                     let launch = wanted.launch;
-                    self.starting.insert(unit.clone(), false);
+                    self.starting.insert(unit.clone(), Starting { since: Instant::now(), ended: false });
                     info!(%unit, "start");
                     let systemd = self.systemd.clone();
                     self.tasks.spawn(async move {
@@ -341,21 +505,31 @@ impl Units {
                         Finished::Stopped(unit, outcome)
                     });
                 }
-                (Ask::Unload, _) => unload.push(unit),
+                (Ask::Unload, _) => drop(unload.insert(unit)),
+                (Ask::Rest, _) => {
+                    self.busy.remove(&unit);
+                    if let Some(done) = self.done.get_mut(&unit) {
+                        done.rested = true;
+                    }
+                    rested = true;
+                }
                 // `core::agent` asks these only of wanted units.
                 (Ask::Load | Ask::Start, None) => {
                     self.busy.remove(&unit);
                 }
             }
         }
+        if rested {
+            self.notes.write(&self.done);
+        }
         if !load.is_empty() {
             info!(units = load.len(), "load");
-            let task = load_units(self.store.clone(), self.systemd.clone(), self.directory.clone(), load);
+            let task = load::load(self.store.clone(), self.systemd.clone(), self.directory.clone(), load);
             self.tasks.spawn(async move { Finished::Loaded(task.await) });
         }
         if !unload.is_empty() {
             info!(units = unload.len(), "unload");
-            let task = unload_units(self.systemd.clone(), self.directory.clone(), unload);
+            let task = load::unload(self.systemd.clone(), self.directory.clone(), unload);
             self.tasks.spawn(async move { Finished::Unloaded(task.await) });
         }
     }
@@ -367,14 +541,17 @@ impl Units {
                     self.busy.remove(&unit);
                     self.stale.insert(unit.clone());
                     match outcome {
-                        Ok(hash) => {
+                        Ok(file) => {
                             self.succeeded(&unit);
-                            self.done.insert(unit, Done { hash, launch: 0 });
+                            let (hash, fenced) = (file.hash.clone(), file.fenced);
+                            self.files.insert(unit.clone(), file);
+                            self.done.insert(unit, Done { hash, fenced, ..Done::default() });
                         }
                         Err(error) => self.failed(unit, &error),
                     }
                 }
-                self.note();
+                self.notes.write(&self.done);
+                self.note_schedule();
             }
             Finished::Unloaded(outcomes) => {
                 for (unit, outcome) in outcomes {
@@ -382,7 +559,10 @@ impl Units {
                     match outcome {
                         Ok(()) => {
                             self.succeeded(&unit);
+                            fence::was_stopped(&unit);
                             self.done.remove(&unit);
+                            self.files.remove(&unit);
+                            self.clashes.remove(&unit);
                             self.seen.remove(&unit);
                             self.starting.remove(&unit);
                             self.stale.remove(&unit);
@@ -390,7 +570,7 @@ impl Units {
                         Err(error) => self.failed(unit, &error),
                     }
                 }
-                self.note();
+                self.notes.write(&self.done);
             }
             Finished::Started(unit, launch, outcome) => {
                 self.busy.remove(&unit);
@@ -398,9 +578,9 @@ impl Units {
                     Ok(()) => {
                         self.succeeded(&unit);
                         if let Some(done) = self.done.get_mut(&unit) {
-                            done.launch = launch;
+                            (done.launch, done.rested) = (launch, false);
                         }
-                        self.note();
+                        self.notes.write(&self.done);
                     }
                     Err(error) => {
                         self.starting.remove(&unit);
@@ -419,11 +599,12 @@ impl Units {
                     }
                 }
             }
+            Finished::Armed(outcome) => self.fence.armed(outcome),
             Finished::Read(outcome) => {
                 let asked = std::mem::take(&mut self.reading);
                 match outcome {
                     Ok(mut states) => {
-                        self.starting.retain(|unit, ended| !(*ended && asked.contains(unit)));
+                        self.starting.retain(|unit, start| !(start.ended && asked.contains(unit)));
                         let states = asked.into_iter().filter_map(|unit| {
                             let state = states.remove(&unit)?;
                             Some((unit, state))
@@ -432,7 +613,8 @@ impl Units {
                     }
                     Err(error) => {
                         warn!(%error, "states not read");
-                        self.stale = asked;
+                        self.stale.extend(asked);
+                        self.read_again = Some(Instant::now() + BACKOFF.0);
                     }
                 }
             }
@@ -451,56 +633,13 @@ impl Units {
         self.errors.insert(unit.clone(), error.to_owned());
         self.failures.insert(unit, (count.saturating_add(1), Instant::now() + pause));
     }
+}
 
-    /// Keeps `done` for the next run of this daemon.
-    fn note(&self) {
-        let text = serde_json::to_string(&self.done).expect("names and numbers always render");
-        if let Err(error) = write_file(&self.notes, &text) {
-            warn!(%error, "what was done is not noted: a restarted daemon may start ended units again");
-        }
-    }
-
-    fn publish(&self) {
-        let state = |unit: &UnitName| {
-            let (done, seen, error) = (self.done.get(unit), self.seen.get(unit), self.errors.get(unit));
-            if done.is_none() && error.is_none() {
-                return None;
-            }
-            let word = |word: fn(&State) -> &String, otherwise: &str| {
-                seen.map_or_else(|| otherwise.to_owned(), |state| word(state).clone())
-            };
-            let dead = seen.is_none_or(|state| Activity::from_active_state(&state.active) == Activity::Dead);
-            let active = if dead && self.starting.contains_key(unit) {
-                "activating".to_owned()
-            } else {
-                word(|s| &s.active, "inactive")
-            };
-            Some((
-                unit.clone(),
-                UnitState {
-                    v: RECORD_VERSION,
-                    load: if done.is_some() { word(|s| &s.load, "loaded") } else { "error".to_owned() },
-                    active,
-                    sub: word(|s| &s.sub, "dead"),
-                    hash: done.map(|done| done.hash.clone()).unwrap_or_default(),
-                    launch: done.map_or(0, |done| done.launch),
-                    error: error.cloned(),
-                },
-            ))
-        };
-        // What was loaded and not looked at yet has no state worth telling.
-        let told = |unit: &&UnitName| !self.stale.contains(*unit) && !self.reading.contains(*unit);
-        let mut states: States = self.known().filter(told).filter_map(state).collect();
-        self.states.send_if_modified(|current| {
-            for unit in self.stale.iter().chain(&self.reading) {
-                if let Some(before) = current.get(unit) {
-                    states.insert(unit.clone(), before.clone());
-                }
-            }
-            let changed = *current != states;
-            *current = states;
-            changed
-        });
+/// The next of the schedule that is followed; for ever when none is.
+async fn next(schedule: &mut Option<(Follow, LeaseId)>) -> Option<(Delta, LeaseId)> {
+    match schedule {
+        Some((follow, lease)) => Some((follow.next().await?, *lease)),
+        None => std::future::pending().await,
     }
 }
 
@@ -509,104 +648,4 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// What an earlier run did: from its notes, or where they are lost from the files themselves.
-fn recover(directory: &Path, notes: &Path) -> BTreeMap<UnitName, Done> {
-    let noted = std::fs::read_to_string(notes).ok();
-    let noted: Option<BTreeMap<UnitName, Done>> = noted.and_then(|text| serde_json::from_str(&text).ok());
-    let mut done = noted.unwrap_or_default();
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let Some(unit) = entry.file_name().to_str().and_then(|name| name.parse::<UnitName>().ok()) else {
-            continue;
-        };
-        let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
-        let hash = unit::UnitFile::parse(&text).map(|file| file.hash()).unwrap_or_default();
-        done.entry(unit).or_insert(Done { hash, launch: 0 });
-    }
-    done
-}
-
-/// Fetches, writes and links the files, then makes systemd read them: once for all of them.
-async fn load_units(
-    store: Store,
-    systemd: Systemd,
-    directory: PathBuf,
-    units: BTreeMap<UnitName, String>,
-) -> BTreeMap<UnitName, Result<String, String>> {
-    let keys: Vec<_> = units.keys().map(keys::unit).collect();
-    let found = match store.get_many(&keys).await {
-        Ok(found) => found,
-        Err(error) => return all_failed(units.into_keys(), &error),
-    };
-    let mut records: HashMap<String, UnitRecord> =
-        found.into_iter().filter_map(|kv| Some((kv.key, serde_json::from_slice(&kv.value).ok()?))).collect();
-    let mut outcomes = BTreeMap::new();
-    let mut paths = Vec::new();
-    for (unit, hash) in units {
-        let path = directory.join(unit.as_str());
-        let outcome = match records.remove(&keys::unit(&unit)) {
-            None => Err("its unit file is not in the hub".to_owned()),
-            Some(record) if record.hash != hash => Err("its unit file is being replaced".to_owned()),
-            Some(record) => match local_unit(&unit) {
-                Some(local) => {
-                    Err(format!("this machine has a unit of that name already: {}", local.display()))
-                }
-                None => {
-                    write_file(&path, &record.text).map_err(|error| format!("{}: {error}", path.display()))
-                }
-            },
-        };
-        if outcome.is_ok() {
-            paths.push(path);
-        }
-        outcomes.insert(unit, outcome.map(|()| hash));
-    }
-    if paths.is_empty() {
-        return outcomes;
-    }
-    let linked = async {
-        systemd.link(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>()).await?;
-        systemd.reload().await
-    };
-    if let Err(error) = linked.await {
-        for outcome in outcomes.values_mut().filter(|outcome| outcome.is_ok()) {
-            *outcome = Err(error.to_string());
-        }
-    }
-    outcomes
-}
-
-/// A unit that the machine's owner or its packages put there.
-fn local_unit(unit: &UnitName) -> Option<PathBuf> {
-    LOCAL.iter().map(|directory| Path::new(directory).join(unit.as_str())).find(|path| path.exists())
-}
-
-async fn unload_units(
-    systemd: Systemd,
-    directory: PathBuf,
-    units: Vec<UnitName>,
-) -> BTreeMap<UnitName, Result<(), String>> {
-    let unlinked = async {
-        for unit in &units {
-            systemd.reset_failed(unit).await?;
-        }
-        systemd.unlink(&units.iter().collect::<Vec<_>>()).await?;
-        for unit in &units {
-            // Gone already is as good as removed.
-            let _ = std::fs::remove_file(directory.join(unit.as_str()));
-        }
-        systemd.reload().await
-    };
-    match unlinked.await {
-        Ok(()) => units.into_iter().map(|unit| (unit, Ok(()))).collect(),
-        Err(error) => all_failed(units, &error),
-    }
-}
-
-fn all_failed<T>(
-    units: impl IntoIterator<Item = UnitName>,
-    error: &dyn std::fmt::Display,
-) -> BTreeMap<UnitName, Result<T, String>> {
-    units.into_iter().map(|unit| (unit, Err(error.to_string()))).collect()
 }

@@ -112,6 +112,7 @@ contract! {
             a_second_session_goes_on_with_the_lease
             a_revoked_session_begins_anew
             a_session_that_ends_says_good_bye
+            a_session_tells_until_when_its_lease_is_good
             a_lease_file_of_another_hub_is_no_obstacle;
     }
     over_the_network {

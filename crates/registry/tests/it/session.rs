@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 /// Longer than any test, so that nothing here ends by itself.
 const LONG: Duration = Duration::from_secs(600);
@@ -88,6 +89,21 @@ pub(crate) async fn a_session_that_ends_says_good_bye(backend: &mut Backend) {
     session.end().await.unwrap();
     assert!(!exists(store, "/mine").await);
     assert!(!file.exists(), "nobody goes on with it");
+}
+
+pub(crate) async fn a_session_tells_until_when_its_lease_is_good(backend: &mut Backend) {
+    let (store, (_dir, file)) = (&backend.store, lease_file());
+    let before = Instant::now();
+    let session = Session::start(store, SHORT, &file);
+    let mut acknowledged = session.acknowledged();
+    let first = soon(acknowledged.wait_for(Option::is_some)).await.unwrap().unwrap();
+    assert_eq!(Some(first.lease), *session.lease().borrow());
+    // The hub grants whole seconds, and may grant more than was asked for.
+    assert!(first.until >= before + SHORT, "its time to live, from when the renewal was sent");
+    let later = soon(acknowledged.wait_for(|word| word.is_some_and(|word| word.until > first.until))).await;
+    assert_eq!(later.unwrap().unwrap().lease, first.lease, "renewed");
+    session.end().await.unwrap();
+    assert_eq!(*session.lease().borrow(), None);
 }
 
 pub(crate) async fn a_lease_file_of_another_hub_is_no_obstacle(backend: &mut Backend) {

@@ -1,0 +1,58 @@
+//! A unit file as the agent sees it: the text, and the few facts in it that decide how the agent handles the unit.
+//!
+//! Invariant: a file that cannot be read is handled as one that says nothing.
+
+use model::UnitName;
+use std::sync::Arc;
+use unit::{OnPartition, UnitFile};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) text: Arc<str>,
+    pub(super) hash: String,
+    /// `OnPartition=stop`.
+    pub(super) fenced: bool,
+    /// It has an `[Install]` section.
+    pub(super) install: bool,
+    /// systemd calls it active as soon as it has a process, whatever becomes of that: `Type=simple`.
+    pub(super) hasty: bool,
+}
+
+impl File {
+    pub(super) fn new(unit: &UnitName, text: Arc<str>) -> Self {
+        let hash = UnitFile::parse(&text).map(|file| file.hash()).unwrap_or_default();
+        let checked = unit::check(unit, &text).ok();
+        let says = |fact: fn(&unit::Checked) -> bool| checked.as_ref().is_some_and(fact);
+        Self {
+            hash,
+            fenced: says(|checked| checked.requirements.on_partition == OnPartition::Stop),
+            install: says(|checked| checked.file.install_wanted()),
+            hasty: unit.kind() == "service" && says(|checked| hasty(&checked.file)),
+            text,
+        }
+    }
+}
+
+fn hasty(file: &UnitFile) -> bool {
+    let simple = file.values("Service", "Type").last().is_none_or(|kind| matches!(kind, "simple" | ""));
+    // With a bus name it is `Type=dbus` by default; and what runs after the start waits long enough.
+    simple && ["BusName", "ExecStartPost"].iter().all(|name| file.values("Service", name).next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_facts_are_read_off_the_text() {
+        let file = |text: &str| File::new(&"a.service".parse().expect("a name"), text.into());
+        let plain = file("[Service]\nExecStart=/bin/a\n");
+        assert!(plain.hasty && !plain.fenced && !plain.install);
+        let other = "[Service]\nType=notify\nExecStart=/bin/a\n[Install]\nWantedBy=b.service\n[X-Fleet]\nOnPartition=stop\n";
+        let other = file(other);
+        assert!(!other.hasty && other.fenced && other.install);
+        assert!(!file("[Service]\nExecStart=/bin/a\nExecStartPost=/bin/b\n").hasty);
+        let rubbish = file("rubbish");
+        assert!(rubbish.hash.is_empty() && !rubbish.hasty);
+    }
+}
