@@ -93,7 +93,7 @@ impl Etcd {
         Ok(answer.take_kvs().into_iter().next().and_then(key_value))
     }
 
-    pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<KeyValue>, StoreError> {
+    pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Listing, StoreError> {
         self.call(|| async {
             let mut kv = self.kv();
             let mut found = Vec::new();
@@ -112,7 +112,7 @@ impl Etcd {
                     _ => None,
                 }));
             }
-            Ok(found)
+            Ok(Listing { revision: Revision(at), items: found })
         })
         .await
     }

@@ -82,7 +82,7 @@ impl Hub {
     async fn known(
         &self,
         names: impl Iterator<Item = Option<UnitName>>,
-    ) -> Result<HashMap<UnitName, (UnitRecord, Revision)>, ApiError> {
+    ) -> Result<Known, ApiError> {
         let names: BTreeSet<_> = names.flatten().collect();
         let keys: Vec<_> = names.iter().map(keys::unit).collect();
         let found = self.store.get_many(&keys).await.map_err(unavailable)?;
@@ -90,18 +90,25 @@ impl Hub {
             let name = kv.key.strip_prefix(keys::UNITS)?.parse().ok()?;
             Some((name, (serde_json::from_slice(&kv.value).ok()?, kv.mod_revision)))
         };
-        Ok(found.into_iter().filter_map(read).collect())
+        let units = found.items.into_iter().filter_map(read).collect();
+        Ok(Known { units, revision: found.revision })
     }
+}
+
+/// Units as they were at a revision, each with when it was written.
+struct Known {
+    units: HashMap<UnitName, (UnitRecord, Revision)>,
+    revision: Revision,
 }
 
 /// Turns a change into a guarded write; no write where nothing changes.
 fn plan(
     change: &UnitChange,
-    known: &HashMap<UnitName, (UnitRecord, Revision)>,
+    known: &Known,
 ) -> Result<(UnitChanged, Option<(Guard, Write)>), ApiError> {
     let name = &change.name;
     let key = keys::unit(name);
-    let current = known.get(name);
+    let current = known.units.get(name);
     let mut warnings = Vec::new();
     let mut record = match (current, &change.text) {
         (Some((record, _)), None) => record.clone(),
@@ -121,7 +128,7 @@ fn plan(
             }
         }
         (None, text) => {
-            let template = name.template().and_then(|template| known.get(&template));
+            let template = name.template().and_then(|template| known.units.get(&template));
             let text =
                 text.as_ref().or_else(|| template.map(|(record, _)| &record.text)).ok_or_else(|| {
                     ApiError::not_found(format!(
@@ -130,7 +137,7 @@ fn plan(
                 })?;
             let checked = check(name, text)?;
             warnings = render(name, &checked.warnings);
-            UnitRecord::new(text.clone(), checked.file.hash())
+            UnitRecord::new(text.clone(), checked.file.hash()).counted_from(known.revision)
         }
     };
     let before = current.map_or(DesiredState::Inactive, |(record, _)| record.desired);
@@ -215,7 +222,7 @@ impl Service for Hub {
     async fn destroy(&self, units: Vec<UnitName>) -> Result<UnitsChanged, ApiError> {
         let units: BTreeSet<_> = units.into_iter().collect();
         let known = self.known(units.iter().cloned().map(Some)).await?;
-        if let Some(unknown) = units.iter().find(|unit| !known.contains_key(*unit)) {
+        if let Some(unknown) = units.iter().find(|unit| !known.units.contains_key(*unit)) {
             return Err(ApiError::not_found(format!("unit {unknown} does not exist")));
         }
         let units: Vec<_> = units.into_iter().collect();
@@ -225,7 +232,7 @@ impl Service for Hub {
             revision = self.store.commit(&[], &writes).await.map_err(unavailable)?.revision;
         }
         let gone = |name: UnitName| {
-            let before = known.get(&name).map_or(DesiredState::Inactive, |(record, _)| record.desired);
+            let before = known.units.get(&name).map_or(DesiredState::Inactive, |(record, _)| record.desired);
             UnitChanged {
                 name,
                 created: false,

@@ -133,6 +133,7 @@ impl Units {
         let notes = Notes::new(Path::new(RUN_DIR));
         let remembered = Schedule::remembered(&identity::own().unwrap_or_default());
         let (done, files) = notes.recover(&directory, &remembered);
+        notes.write(&done);
         if !done.is_empty() {
             info!(units = done.len(), "units of an earlier run found");
         }

@@ -1,0 +1,5 @@
+//! The simulator: scripts with their transcripts, thousands of random runs, and proofs that the rules can fail.
+
+mod mutations;
+mod random;
+mod scripts;
