@@ -31,7 +31,7 @@ mod units;
 
 use crate::config::{Config, RUN_DIR, SOCKET, STATE_DIR};
 use anyhow::{Context, Result, anyhow};
-use model::{MachineId, MachineRecord, Metadata, Subnet};
+use model::{Capacity, MachineId, MachineRecord, Metadata, Subnet};
 use registry::{Session, Store, StoreError};
 use std::{
     fs::Permissions,
@@ -93,7 +93,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     let session = Session::start(&store, machine.config.agent.lease_ttl, &lease_file(&machine.id));
 
     let mut record = MachineRecord::new(machine.name.clone(), address, env!("CARGO_PKG_VERSION").to_owned());
-    record.capacity = presence::capacity();
+    record.capacity = capacity();
     record.instance = Some(identity::instance()?);
     record.api_port = machine.config.api.listen.map(|listen| listen.port());
     let (subnet, subnets) = watch::channel(None::<Subnet>);
@@ -201,6 +201,15 @@ impl Machine {
         let name = config.machine.name.clone().unwrap_or(host);
         Ok(Self { id, name, config: Arc::new(config) })
     }
+}
+
+/// What this machine has to give, if the kernel says.
+fn capacity() -> Option<Capacity> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = total.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    let cpus = std::thread::available_parallelism().ok()?;
+    Some(Capacity { memory: kib * 1024, cpus: u32::try_from(cpus.get()).ok()? })
 }
 
 async fn start_hub(machine: &Machine) -> Result<hub::Hub> {

@@ -14,6 +14,9 @@ use mvcc::{
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+/// What goes to whom.
+pub type Told = Vec<(StreamId, Vec<Event>)>;
+
 /// The hub and who watches it.
 #[derive(Debug)]
 pub struct Hub {
@@ -94,7 +97,7 @@ impl Hub {
     }
 
     /// What changed since it was last asked: every batch, and what of it goes to whom.
-    pub fn news(&mut self) -> (Vec<Arc<Batch>>, Vec<(StreamId, Vec<Event>)>) {
+    pub fn news(&mut self) -> (Vec<Arc<Batch>>, Told) {
         let Ok(history) = self.store.history(self.told.next()) else { return (Vec::new(), Vec::new()) };
         let batches: Vec<_> = history.cloned().collect();
         self.told = self.store.revision();

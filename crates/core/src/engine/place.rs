@@ -377,7 +377,8 @@ impl Engine {
     /// was that nothing runs. That word may be from before the start.
     fn may_be_starting(&self, u: U, m: M) -> bool {
         let entry = &self.state[u];
-        let launched = |(machine, order): &(M, Order)| *machine == m && order.desired == DesiredState::Launched;
+        let launched =
+            |(machine, order): &(M, Order)| *machine == m && order.desired == DesiredState::Launched;
         let told = entry.places.iter().any(launched);
         entry.rules().stop && told && self.state[m].present && !self.state.alive.contains(&(u, m))
     }

@@ -79,10 +79,7 @@ impl Hub {
         Err(ApiError::conflict("somebody else keeps changing these units; try again"))
     }
 
-    async fn known(
-        &self,
-        names: impl Iterator<Item = Option<UnitName>>,
-    ) -> Result<Known, ApiError> {
+    async fn known(&self, names: impl Iterator<Item = Option<UnitName>>) -> Result<Known, ApiError> {
         let names: BTreeSet<_> = names.flatten().collect();
         let keys: Vec<_> = names.iter().map(keys::unit).collect();
         let found = self.store.get_many(&keys).await.map_err(unavailable)?;
@@ -102,10 +99,7 @@ struct Known {
 }
 
 /// Turns a change into a guarded write; no write where nothing changes.
-fn plan(
-    change: &UnitChange,
-    known: &Known,
-) -> Result<(UnitChanged, Option<(Guard, Write)>), ApiError> {
+fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<(Guard, Write)>), ApiError> {
     let name = &change.name;
     let key = keys::unit(name);
     let current = known.units.get(name);

@@ -155,7 +155,9 @@ impl Units {
     }
 
     fn activity(&self, unit: &UnitName) -> Activity {
-        self.seen.get(unit).map_or(Activity::Dead, |state| Activity::from_active_state(state))
+        let seen = self.seen.get(unit).map_or(Activity::Dead, |state| Activity::from_active_state(state));
+        // Until its state was read after a start, "inactive" is from before that.
+        if seen == Activity::Dead && self.starting.contains_key(unit) { Activity::Alive } else { seen }
     }
 
     /// Whether anything runs here that may not outlive the lease.
@@ -247,6 +249,7 @@ impl Units {
                     ctx.out.push(Output::Systemd(message::Ask::Start(unit, wanted.launch)));
                 }
                 (Ask::Stop, _) => {
+                    self.starting.remove(&unit);
                     if let Some(state) = self.seen.get_mut(&unit) {
                         "deactivating".clone_into(state);
                     }

@@ -70,11 +70,9 @@ impl World {
 
     fn fault(&mut self, host: Host, step: &Step) {
         match step {
-            Step::Kill(_) => {
-                if self.machines[host.0].powered {
-                    self.power_off(host);
-                    self.trace.story(self.now, || format!("{host} loses power"));
-                }
+            Step::Kill(_) if self.machines[host.0].powered => {
+                self.power_off(host);
+                self.trace.story(self.now, || format!("{host} loses power"));
             }
             Step::Boot(_) => self.queue.push(self.now, Event::PowerOn(host)),
             Step::Shutdown(_) => self.shut_down(host),
@@ -82,15 +80,13 @@ impl World {
                 self.shut_down(host);
                 self.queue.push(self.now + SHUTDOWN + BOOT, Event::PowerOn(host));
             }
-            Step::KillDaemon(_) => {
-                if self.machines[host.0].daemon.is_some() {
-                    self.machines[host.0].kill_daemon();
-                    let streams = self.hub.disconnect(|peer| peer.host == host);
-                    drop(streams);
-                    let boot = self.machines[host.0].boot;
-                    let delay = self.delay(RESTART, RESTART * 4);
-                    self.queue.push(self.now + delay, Event::Daemon(host, boot));
-                }
+            Step::KillDaemon(_) if self.machines[host.0].daemon.is_some() => {
+                self.machines[host.0].kill_daemon();
+                let streams = self.hub.disconnect(|peer| peer.host == host);
+                drop(streams);
+                let boot = self.machines[host.0].boot;
+                let delay = self.delay(RESTART, RESTART * 4);
+                self.queue.push(self.now + delay, Event::Daemon(host, boot));
             }
             Step::Freeze(_) => {
                 let machine = &mut self.machines[host.0];
