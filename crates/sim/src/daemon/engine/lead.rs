@@ -12,7 +12,7 @@ use crate::{
 use model::{LeaseId, MachineId, Revision, ScheduleRecord, Timestamp, UnitName, keys};
 use muster_core::{
     cluster::Delta,
-    engine::{self, Effect, Event, Notice},
+    engine::{self, Effect, Event, Notice, Removal},
 };
 use mvcc::{EventKind, KeyValue};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,6 +22,7 @@ const CHUNK: usize = 100;
 /// Why leading ended when the hub cannot be reached.
 pub const AWAY: &str = "the hub is away";
 const DEPOSED: &str = "another machine leads";
+const STALE: &str = "another machine leads, or a lost machine is back";
 
 /// One term.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub struct Lead {
     timer: u32,
     queue: VecDeque<Event>,
     writes: VecDeque<(String, Option<Vec<u8>>)>,
+    /// Machines that the writes take for lost.
+    lost: BTreeSet<MachineId>,
     writing: bool,
     probe: bool,
     /// Machines whose leases are being asked for how long they have, and those that turned out late.
@@ -71,6 +74,7 @@ impl Lead {
             timer: 0,
             queue: VecDeque::new(),
             writes: VecDeque::new(),
+            lost: BTreeSet::new(),
             writing: false,
             probe: false,
             asking: BTreeSet::new(),
@@ -158,7 +162,7 @@ impl Lead {
                 self.written = revision;
                 Ok(())
             }
-            Ok(_) => Err(DEPOSED),
+            Ok(_) => Err(STALE),
             Err(_) => Err(AWAY),
         }
     }
@@ -248,6 +252,9 @@ impl Lead {
                     write(keys::schedule(machine, unit), Some(value));
                 }
                 Effect::Unschedule { unit, machine, why } => {
+                    if why == Removal::MachineLost {
+                        self.lost.insert(machine.clone());
+                    }
                     ctx.say(format!("takes {unit} off {}: {why}", Machine::name_of(&machine)));
                     write(keys::schedule(&machine, &unit), None);
                 }
@@ -277,6 +284,11 @@ impl Lead {
             })
             .collect();
         let mut guards = vec![Guard::Unchanged(keys::LEADER.to_owned(), self.term)];
+        // What this engine follows may have fallen silent: whoever is back keeps its units.
+        guards.extend(self.lost.iter().map(|machine| Guard::Absent(keys::machine(machine))));
+        if self.writes.is_empty() {
+            self.lost.clear();
+        }
         if self.mutation == Some(Mutation::Unguarded) {
             guards.clear();
         }
