@@ -41,6 +41,8 @@ pub struct Lead {
     echo: u32,
     waiting: bool,
     news: Vec<Delta>,
+    /// Units that the news are about.
+    changed: BTreeSet<UnitName>,
     ticked: bool,
     /// Which of the engine's timers counts.
     timer: u32,
@@ -70,6 +72,7 @@ impl Lead {
             echo: 0,
             waiting: false,
             news: Vec::new(),
+            changed: BTreeSet::new(),
             ticked: false,
             timer: 0,
             queue: VecDeque::new(),
@@ -106,6 +109,7 @@ impl Lead {
             } else {
                 self.waiting = false;
                 if !self.news.is_empty() {
+                    self.changed.clear();
                     self.queue.push_back(Event::Hub(std::mem::take(&mut self.news)));
                 }
                 if std::mem::take(&mut self.ticked) {
@@ -206,11 +210,16 @@ impl Lead {
         if key == keys::LEADER && at != self.term {
             return Err(DEPOSED);
         }
-        let same = |unit: &UnitName, hash: &str| self.engine.has_file(unit, hash);
+        // A file that changes twice in one batch is read again.
+        let same =
+            |unit: &UnitName, hash: &str| !self.changed.contains(unit) && self.engine.has_file(unit, hash);
         // What cannot be read concerns its own entry only.
         if let Ok(Some(delta)) = Delta::read(&key, Some(&kv.value), at, same) {
             if let Delta::Machine(id, Some(_)) = &delta {
                 self.leases.insert(id.clone(), LeaseId(kv.lease.0));
+            }
+            if let Delta::Unit(unit, _) = &delta {
+                self.changed.insert(unit.clone());
             }
             self.news.extend(mutated(delta, self.mutation));
         }
