@@ -400,10 +400,12 @@ impl World {
         }
     }
 
-    /// systemd gets what a daemon asked for. It does so even if the daemon is gone by then.
+    /// systemd gets what a daemon asked for.
     fn ask(&mut self, peer: Peer, boot: u32, ask: Ask) {
         let host = peer.host;
-        if !self.machines[host.0].is_boot(boot) {
+        // Files are the daemon's own doing; what systemd was asked for it does even if the daemon is gone by then.
+        let own = matches!(ask, Ask::Load(_) | Ask::Unload(_));
+        if !self.machines[host.0].is_boot(boot) || (own && !self.machines[host.0].runs(peer)) {
             return;
         }
         let said = match ask {

@@ -127,7 +127,9 @@ impl Engine {
         if is {
             self.given_up.remove(&m);
             self.probed.remove(&m);
-            self.fenced.retain(|_, (machine, _)| *machine != m);
+            // What was taken off it may run there still.
+            let state = &self.state;
+            self.fenced.retain(|u, (machine, _)| *machine != m || !state[*u].on(m));
             // Whoever waits may come here, and nowhere else.
             let candidates: BTreeSet<U> = self.waiting.union(&self.state.globals).copied().collect();
             for u in candidates {
