@@ -22,6 +22,9 @@ const LAG_STALLED: Duration = Duration::from_secs(75);
 /// The longest from a decision to its writing: what leads cannot be longer without a renewal.
 const DECISION: Duration = Duration::from_secs(6);
 
+/// Machines that go within this time go at once: an engine that asks sees that the others are late.
+const TOGETHER: Duration = Duration::from_secs(2);
+
 /// A rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
@@ -308,7 +311,11 @@ impl Rules {
         if !self.is_wanted(unit) || self.truth.machines.contains_key(machine) {
             return true;
         }
-        let long = |id: &&MachineId| self.gone_since.get(*id).is_some_and(|since| now - *since > DECISION);
+        // Whoever went alone is given up at once, whatever happens later to the others.
+        let alone = self.gone_since.get(machine).map_or(now, |since| *since + TOGETHER);
+        let long = |id: &&MachineId| {
+            self.gone_since.get(*id).is_some_and(|since| now - *since > DECISION && *since <= alone)
+        };
         let scheduled: BTreeSet<_> = self.truth.schedule.values().flat_map(|on| on.keys()).collect();
         let gone = scheduled.into_iter().filter(long).count();
         gone <= 1 || gone <= self.truth.machines.len()
