@@ -317,8 +317,11 @@ impl Rules {
             self.gone_since.get(*id).is_some_and(|since| now - *since > DECISION && *since <= alone)
         };
         let scheduled: BTreeSet<_> = self.truth.schedule.values().flat_map(|on| on.keys()).collect();
+        let later =
+            scheduled.iter().filter(|id| self.gone_since.get(**id).is_some_and(|since| *since > alone));
+        let left = self.truth.machines.len() + later.count();
         let gone = scheduled.into_iter().filter(long).count();
-        gone <= 1 || gone <= self.truth.machines.len()
+        gone <= 1 || gone <= left
     }
 
     /// Something of a unit changed on some machine.
