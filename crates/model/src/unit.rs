@@ -234,6 +234,12 @@ impl UnitRecord {
             unknown: Unknown::new(),
         }
     }
+
+    /// The same, its start orders counted from `revision`, at which the hub had no such unit: a unit that was
+    /// destroyed and is made again then never repeats a number that some agent has carried out already.
+    pub fn counted_from(self, revision: Revision) -> Self {
+        Self { launch: u64::try_from(revision.0).unwrap_or(0), ..self }
+    }
 }
 
 /// What one machine must do with one unit: the value of [`crate::keys::schedule`].

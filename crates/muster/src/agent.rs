@@ -96,8 +96,8 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     let session = Session::start(&store, machine.config.agent.lease_ttl, &lease_file(&machine.id));
 
     let mut record = MachineRecord::new(machine.name.clone(), address, env!("CARGO_PKG_VERSION").to_owned());
-    record.instance = Some(identity::instance()?);
     record.capacity = capacity();
+    record.instance = Some(identity::instance()?);
     record.api_port = machine.config.api.listen.map(|listen| listen.port());
     let (subnet, subnets) = watch::channel(None::<Subnet>);
     let metadata = watch::Sender::new(machine.config.machine.metadata.clone());

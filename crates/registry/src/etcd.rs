@@ -136,7 +136,7 @@ impl Etcd {
         Ok(answer.take_kvs().into_iter().next().and_then(key_value))
     }
 
-    pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<KeyValue>, StoreError> {
+    pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Listing, StoreError> {
         self.call(|link| async move {
             let mut kv = link.kv();
             let mut found = Vec::new();
@@ -155,7 +155,7 @@ impl Etcd {
                     _ => None,
                 }));
             }
-            Ok(found)
+            Ok(Listing { revision: Revision(at), items: found })
         })
         .await
     }

@@ -73,14 +73,15 @@ impl Memory {
         Ok(self.range(KeyRange::key(key.to_owned()))?.items.pop())
     }
 
-    pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<KeyValue>, StoreError> {
+    pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Listing, StoreError> {
         let state = self.state();
+        let revision = Revision(state.store.revision().0);
         let mut found = Vec::new();
         for key in keys {
             let request = RangeRequest::new(KeyRange::key(key.clone()));
             found.extend(state.store.range(&request).map_err(refused)?.kvs.into_iter().filter_map(key_value));
         }
-        Ok(found)
+        Ok(Listing { revision, items: found })
     }
 
     pub(crate) async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {

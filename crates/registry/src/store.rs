@@ -187,7 +187,7 @@ impl Store {
     }
 
     /// The values of those of `keys` that exist, in this order, all read at one revision.
-    pub async fn get_many(&self, keys: &[String]) -> Result<Vec<KeyValue>, StoreError> {
+    pub async fn get_many(&self, keys: &[String]) -> Result<Listing, StoreError> {
         both!(self, inner => inner.get_many(keys).await)
     }
 

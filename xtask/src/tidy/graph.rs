@@ -14,8 +14,8 @@ pub(crate) const PURE: [&str; 4] = ["model", "unit", "muster-core", "mvcc"];
 const ADAPTERS: [&str; 6] = ["hub", "registry", "systemd", "net", "nginx", "api"];
 
 /// Who may depend on the crates that are for development.
-const DEVELOPMENT: [(&str, &[&str]); 4] =
-    [("lab", &["muster", "story"]), ("story", &[]), ("hub-bench", &[]), ("engine-bench", &[])];
+const DEVELOPMENT: [(&str, &[&str]); 5] =
+    [("lab", &["muster", "story"]), ("story", &[]), ("sim", &[]), ("hub-bench", &[]), ("engine-bench", &[])];
 
 /// What a pure crate must not have, however indirectly: runtimes, sockets, files, buses, databases, randomness.
 const IMPURE: [&str; 22] = [
@@ -212,7 +212,7 @@ pub(crate) mod tests {
             other: Vec::new(),
         };
         let known =
-            PURE.iter().chain(&ADAPTERS).chain(&["lab", "story", "hub-bench"]).map(|name| (*name, ""));
+            PURE.iter().chain(&ADAPTERS).chain(&["lab", "story", "sim", "hub-bench"]).map(|name| (*name, ""));
         for (name, needs) in known.chain(members.iter().copied()) {
             let source = if name.starts_with('+') {
                 Source::CratesIo

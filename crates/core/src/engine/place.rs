@@ -4,12 +4,12 @@
 //! later machine can be better, so that a placement costs the machines that refuse, and one.
 
 use super::{
-    Effect, Engine, Notice, Placement,
+    Effect, Engine, FENCE, Notice, Placement,
     fit::{Bar, Mode},
     reason::{Reason, Removal},
-    state::{M, Rank, U},
+    state::{M, Order, Rank, U},
 };
-use model::{RECORD_VERSION, ScheduleRecord, Timestamp};
+use model::{DesiredState, RECORD_VERSION, ScheduleRecord, Timestamp};
 use std::{collections::BTreeSet, ops::Bound};
 
 /// Where to look.
@@ -362,12 +362,25 @@ impl Engine {
     }
 
     pub(super) fn remove(&mut self, u: U, m: M, why: Removal, now: Timestamp) {
+        if self.may_be_starting(u, m) {
+            self.fenced.insert(u, (m, now.after(FENCE)));
+        }
         self.state.unplace(u, m, now);
         let (unit, machine) = (self.state[u].name.clone(), self.state[m].id.clone());
         self.out.push(Effect::Unschedule { unit, machine, why });
         self.touch_followers(u);
         self.touch_peers(u);
         self.freed(u, m);
+    }
+
+    /// Whether the machine may be about to start a unit with `OnPartition=stop`: it was told to, and its last word
+    /// was that nothing runs. That word may be from before the start.
+    fn may_be_starting(&self, u: U, m: M) -> bool {
+        let entry = &self.state[u];
+        let launched =
+            |(machine, order): &(M, Order)| *machine == m && order.desired == DesiredState::Launched;
+        let told = entry.places.iter().any(launched);
+        entry.rules().stop && told && self.state[m].present && !self.state.alive.contains(&(u, m))
     }
 
     pub(super) fn touch_followers(&mut self, u: U) {

@@ -58,7 +58,11 @@ impl Engine {
                                 self.wake(u, Scope::All);
                             }
                         }
-                        None => self.state[u].order = None,
+                        None => {
+                            // Its number may go to another unit before this one is looked at.
+                            self.fenced.remove(&u);
+                            self.state[u].order = None;
+                        }
                     }
                     self.dirty.insert(u);
                     self.touch_all_followers(u);
@@ -127,7 +131,9 @@ impl Engine {
         if is {
             self.given_up.remove(&m);
             self.probed.remove(&m);
-            self.fenced.retain(|_, (machine, _)| *machine != m);
+            // What was taken off it may run there still.
+            let state = &self.state;
+            self.fenced.retain(|u, (machine, _)| *machine != m || (state.knows(*u) && !state[*u].on(m)));
             // Whoever waits may come here, and nowhere else.
             let candidates: BTreeSet<U> = self.waiting.union(&self.state.globals).copied().collect();
             for u in candidates {

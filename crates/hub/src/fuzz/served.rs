@@ -42,6 +42,7 @@ impl Served {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
         let hub = runtime.block_on(Hub::start(HubConfig {
+            limits: crate::Limits::default(),
             data_dir: directory.clone(),
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,

@@ -83,10 +83,7 @@ impl Hub {
         Err(ApiError::conflict("somebody else keeps changing these units; try again"))
     }
 
-    async fn known(
-        &self,
-        names: impl Iterator<Item = Option<UnitName>>,
-    ) -> Result<HashMap<UnitName, (UnitRecord, Revision)>, ApiError> {
+    async fn known(&self, names: impl Iterator<Item = Option<UnitName>>) -> Result<Known, ApiError> {
         let names: BTreeSet<_> = names.flatten().collect();
         let keys: Vec<_> = names.iter().map(keys::unit).collect();
         let found = self.store.get_many(&keys).await.map_err(unavailable)?;
@@ -94,18 +91,22 @@ impl Hub {
             let name = kv.key.strip_prefix(keys::UNITS)?.parse().ok()?;
             Some((name, (serde_json::from_slice(&kv.value).ok()?, kv.mod_revision)))
         };
-        Ok(found.into_iter().filter_map(read).collect())
+        let units = found.items.into_iter().filter_map(read).collect();
+        Ok(Known { units, revision: found.revision })
     }
 }
 
+/// Units as they were at a revision, each with when it was written.
+struct Known {
+    units: HashMap<UnitName, (UnitRecord, Revision)>,
+    revision: Revision,
+}
+
 /// Turns a change into a guarded write; no write where nothing changes.
-fn plan(
-    change: &UnitChange,
-    known: &HashMap<UnitName, (UnitRecord, Revision)>,
-) -> Result<(UnitChanged, Option<(Guard, Write)>), ApiError> {
+fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<(Guard, Write)>), ApiError> {
     let name = &change.name;
     let key = keys::unit(name);
-    let current = known.get(name);
+    let current = known.units.get(name);
     let mut warnings = Vec::new();
     let mut record = match (current, &change.text) {
         (Some((record, _)), None) => record.clone(),
@@ -125,7 +126,7 @@ fn plan(
             }
         }
         (None, text) => {
-            let template = name.template().and_then(|template| known.get(&template));
+            let template = name.template().and_then(|template| known.units.get(&template));
             let text =
                 text.as_ref().or_else(|| template.map(|(record, _)| &record.text)).ok_or_else(|| {
                     ApiError::not_found(format!(
@@ -134,7 +135,7 @@ fn plan(
                 })?;
             let checked = check(name, text)?;
             warnings = render(name, &checked.warnings);
-            UnitRecord::new(text.clone(), checked.file.hash())
+            UnitRecord::new(text.clone(), checked.file.hash()).counted_from(known.revision)
         }
     };
     let before = current.map_or(DesiredState::Inactive, |(record, _)| record.desired);
@@ -211,7 +212,7 @@ impl Service for Hub {
         let on = ids.iter().flat_map(|id| [keys::schedule(id, unit), keys::state(id, unit)]);
         let wanted: Vec<_> = on.chain([keys::unit(unit)]).collect();
         let found = self.store.get_many(&wanted).await.map_err(unavailable)?;
-        let items = found.into_iter().chain(machines.items).collect();
+        let items = found.items.into_iter().chain(machines.items).collect();
         Ok(brief(&cluster(&Listing { revision: machines.revision, items }), unit))
     }
 
@@ -238,7 +239,7 @@ impl Service for Hub {
     async fn destroy(&self, units: Vec<UnitName>) -> Result<UnitsChanged, ApiError> {
         let units: BTreeSet<_> = units.into_iter().collect();
         let known = self.known(units.iter().cloned().map(Some)).await?;
-        if let Some(unknown) = units.iter().find(|unit| !known.contains_key(*unit)) {
+        if let Some(unknown) = units.iter().find(|unit| !known.units.contains_key(*unit)) {
             return Err(ApiError::not_found(format!("unit {unknown} does not exist")));
         }
         let units: Vec<_> = units.into_iter().collect();
@@ -248,7 +249,7 @@ impl Service for Hub {
             revision = self.store.commit(&[], &writes).await.map_err(unavailable)?.revision;
         }
         let gone = |name: UnitName| {
-            let before = known.get(&name).map_or(DesiredState::Inactive, |(record, _)| record.desired);
+            let before = known.units.get(&name).map_or(DesiredState::Inactive, |(record, _)| record.desired);
             UnitChanged {
                 name,
                 created: false,
@@ -301,7 +302,7 @@ impl Service for Hub {
             return Ok(Place::Here);
         }
         let found = self.store.get_many(&[keys::machine(machine)]).await.map_err(unavailable)?;
-        let Some(record) = found.first() else {
+        let Some(record) = found.items.first() else {
             return Err(ApiError::not_found(format!("machine {machine} is not present")));
         };
         let record: MachineRecord = serde_json::from_slice(&record.value)

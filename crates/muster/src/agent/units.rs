@@ -133,6 +133,7 @@ impl Units {
         let notes = Notes::new(Path::new(RUN_DIR));
         let remembered = Schedule::remembered(&identity::own().unwrap_or_default());
         let (done, files) = notes.recover(&directory, &remembered);
+        notes.write(&done);
         if !done.is_empty() {
             info!(units = done.len(), "units of an earlier run found");
         }
@@ -394,7 +395,9 @@ impl Units {
     fn activity(&self, unit: &UnitName) -> Activity {
         // A unit of the machine's own under that name is not ours to stop.
         let seen = self.seen.get(unit).filter(|_| !self.clashes.contains_key(unit));
-        seen.map_or(Activity::Dead, |state| Activity::from_active_state(&state.active))
+        let seen = seen.map_or(Activity::Dead, |state| Activity::from_active_state(&state.active));
+        // Until its state was read after a start, "inactive" is from before that.
+        if seen == Activity::Dead && self.starting.contains_key(unit) { Activity::Alive } else { seen }
     }
 
     /// Units whose names the machine's owner has taken since they were loaded.
@@ -494,6 +497,7 @@ impl Units {
                     });
                 }
                 (Ask::Stop, _) => {
+                    self.starting.remove(&unit);
                     // Until systemd says so itself, so that it is not asked twice.
                     if let Some(state) = self.seen.get_mut(&unit) {
                         state.active = "deactivating".to_owned();

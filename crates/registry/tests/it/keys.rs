@@ -27,7 +27,7 @@ pub(crate) async fn an_empty_hub_is_at_revision_one(backend: &mut Backend) {
     let store = &backend.store;
     assert_eq!(store.list("/").await.unwrap(), Listing { revision: Revision(1), items: Vec::new() });
     assert_eq!(store.get("/a").await.unwrap(), None);
-    assert_eq!(store.get_many(&[]).await.unwrap(), []);
+    assert_eq!(store.get_many(&[]).await.unwrap().items, []);
 }
 
 pub(crate) async fn a_put_is_read_back(backend: &mut Backend) {
@@ -74,14 +74,14 @@ pub(crate) async fn many_are_read_at_one_revision(backend: &mut Backend) {
     let mut over = false;
     while !over {
         over = writer.try_join_next().map(Result::unwrap).is_some();
-        let found = store.get_many(&wanted).await.unwrap();
+        let found = store.get_many(&wanted).await.unwrap().items;
         assert_eq!(found.iter().map(|kv| &kv.key).collect::<Vec<_>>(), written.iter().collect::<Vec<_>>());
         let revisions: Vec<_> = found.iter().map(|kv| kv.mod_revision).collect();
         assert!(revisions.iter().all(|revision| *revision == revisions[0]), "{revisions:?}");
     }
     // In the order in which they were asked for, each as often.
     let mixed = [&written[1], &written[0], &written[1]].map(Clone::clone);
-    let found = store.get_many(&mixed).await.unwrap();
+    let found = store.get_many(&mixed).await.unwrap().items;
     assert_eq!(found.iter().map(|kv| &kv.key).collect::<Vec<_>>(), mixed.iter().collect::<Vec<_>>());
 }
 
@@ -285,5 +285,5 @@ pub(crate) async fn a_list_may_be_large(backend: &mut Backend) {
     }
     let size = |items: &[KeyValue]| items.iter().map(|kv| kv.value.len()).sum::<usize>();
     assert_eq!(size(&store.list("/large/").await.unwrap().items), 6 << 20);
-    assert_eq!(size(&store.get_many(&names).await.unwrap()), 6 << 20);
+    assert_eq!(size(&store.get_many(&names).await.unwrap().items), 6 << 20);
 }

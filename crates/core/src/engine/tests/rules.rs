@@ -301,6 +301,20 @@ fn a_unit_that_stops_on_partition_is_never_started_twice() {
 }
 
 #[test]
+fn a_fenced_unit_that_may_be_starting_is_waited_for() {
+    let mut world = World::with_machines(2);
+    world.start("db.service", STOP);
+    let home = world.at("db.service").expect("placed");
+    // Its machine has not said yet that anything runs: the start may be under way.
+    world.maintain(home, Some(Maintenance::Draining));
+    assert_eq!(world.at("db.service"), None);
+    world.advance(FENCE - Duration::from_millis(1));
+    assert_eq!(world.at("db.service"), None);
+    world.advance(Duration::from_millis(1));
+    assert!(world.at("db.service").is_some_and(|at| at != home));
+}
+
+#[test]
 fn a_changed_unit_is_updated_where_it_is() {
     let mut world = World::with_machines(3);
     world.start("a.service", "");

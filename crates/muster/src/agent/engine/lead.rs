@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use model::{EventKind, EventRecord, LeaseId, MachineId, Revision, Timestamp, UnitName, keys};
 use muster_core::{
     cluster::Delta,
-    engine::{Effect, Engine, Event, Notice},
+    engine::{Effect, Engine, Event, Notice, Removal},
 };
 use registry::{Change, Delta as News, Follow, Guard, KeyValue, Store, StoreError, Write};
 use std::{
@@ -26,6 +26,7 @@ const PROBES: usize = 32;
 /// Why leading ended when the hub cannot be reached.
 pub(super) const AWAY: &str = "the hub is away";
 const DEPOSED: &str = "another machine leads";
+const STALE: &str = "another machine leads, or a lost machine is back";
 
 struct Lead<'a> {
     machine: &'a Machine,
@@ -227,13 +228,19 @@ impl Lead<'_> {
             }
         };
         let mut told = Vec::new();
+        let mut lost = BTreeSet::new();
         for effect in effects {
             match &effect {
                 Effect::Schedule(placement) => {
                     let value = serde_json::to_vec(&placement.record).expect("records always render");
                     write(keys::schedule(&placement.machine, &placement.unit), Some(value));
                 }
-                Effect::Unschedule { unit, machine, .. } => write(keys::schedule(machine, unit), None),
+                Effect::Unschedule { unit, machine, why } => {
+                    if *why == Removal::MachineLost {
+                        lost.insert(machine.clone());
+                    }
+                    write(keys::schedule(machine, unit), None);
+                }
                 Effect::Forget(unit) => write(keys::move_order(unit), None),
                 Effect::ForgetMachine(machine) => {
                     write(keys::maintenance(machine), None);
@@ -246,9 +253,9 @@ impl Lead<'_> {
             told.push(effect);
         }
         for chunk in writes.chunks(CHUNK) {
-            match commit(self.store, self.term, chunk).await {
+            match commit(self.store, self.term, &lost, chunk).await {
                 Ok(Some(revision)) => self.written = revision,
-                Ok(None) => return Err(DEPOSED),
+                Ok(None) => return Err(STALE),
                 Err(error) => {
                     warn!(%error, "schedule not written");
                     return Err(AWAY);
@@ -371,10 +378,12 @@ impl Lead<'_> {
     }
 }
 
-/// Writes if the term still lasts; gives the revision.
+/// Writes if the term still lasts and none of `lost` is back, because what the engine follows may have fallen silent;
+/// gives the revision.
 async fn commit(
     store: &Store,
     term: Revision,
+    lost: &BTreeSet<MachineId>,
     writes: &[(String, Option<Vec<u8>>)],
 ) -> Result<Option<Revision>, StoreError> {
     let writes: Vec<_> = writes
@@ -384,8 +393,9 @@ async fn commit(
             None => Write::Delete(key.clone()),
         })
         .collect();
-    let guard = Guard::Unchanged(keys::LEADER.to_owned(), term);
-    let outcome = store.commit(&[guard], &writes).await?;
+    let mut guards = vec![Guard::Unchanged(keys::LEADER.to_owned(), term)];
+    guards.extend(lost.iter().map(|machine| Guard::Absent(keys::machine(machine))));
+    let outcome = store.commit(&guards, &writes).await?;
     Ok(outcome.committed.then_some(outcome.revision))
 }
 

@@ -27,7 +27,7 @@ impl Hub {
             let found = self.store.get_many(&keys).await.map_err(unavailable)?;
             let (mut guards, mut writes) = (Vec::new(), Vec::new());
             for (key, changes) in keys.iter().zip(machines.values()) {
-                let (mut record, revision) = read(&found, key)?;
+                let (mut record, revision) = read(&found.items, key)?;
                 record.metadata.extend(changes.iter().cloned());
                 guards.push(revision.map_or_else(
                     || Guard::Absent(key.clone()),

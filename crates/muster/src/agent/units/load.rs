@@ -197,7 +197,7 @@ async fn fetch(store: &Store, units: BTreeMap<UnitName, String>) -> Outcomes<(St
     }
     let keys: Vec<_> = units.keys().map(keys::unit).collect();
     let found = match store.get_many(&keys).await {
-        Ok(found) => found,
+        Ok(found) => found.items,
         Err(error) => return all_failed(units.into_keys(), &error),
     };
     let mut records: HashMap<String, UnitRecord> =

@@ -113,7 +113,8 @@ impl Notes {
     }
 
     /// What an earlier run did, with the files: from its notes, or where they are lost from the files themselves.
-    /// Then the orders that were remembered count as carried out.
+    /// Then the orders that were remembered count as carried out. Notes are there from the daemon's first start on, so
+    /// that a run which was killed between loading and noting is not taken for one whose notes are lost.
     pub(super) fn recover(
         &self,
         directory: &Path,
@@ -121,6 +122,7 @@ impl Notes {
     ) -> (BTreeMap<UnitName, Done>, Files) {
         let noted = std::fs::read_to_string(&self.path).ok();
         let noted: Option<BTreeMap<UnitName, Done>> = noted.and_then(|text| serde_json::from_str(&text).ok());
+        let lost = noted.is_none();
         let (mut done, mut files) = (noted.unwrap_or_default(), Files::new());
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             let Some(unit) = entry.file_name().to_str().and_then(|name| name.parse::<UnitName>().ok()) else {
@@ -128,7 +130,9 @@ impl Notes {
             };
             let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
             let file = File::new(&unit, text.into());
-            let launch = remembered.units.get(&unit).filter(|entry| entry.hash == file.hash);
+            // Notes that are there lack only what a killed run had loaded and not started yet.
+            let remembered = remembered.units.get(&unit).filter(|_| lost);
+            let launch = remembered.filter(|entry| entry.hash == file.hash);
             let launch = launch.map_or(0, |entry| entry.launch);
             done.entry(unit.clone())
                 .or_insert_with(|| Done { hash: file.hash.clone(), launch, ..Done::default() })
