@@ -147,8 +147,9 @@ fn machines_keep_their_promises_when_things_go_away() {
         &format!("{SLEEP}[X-Fleet]\\nMachineMetadata=number=3\\nOnPartition=stop\\n"),
     );
     cluster.sh("muster start keep.service stop.service").expect("active");
-    eventually("the schedule is on m3's disk", || {
-        Ok(m3.exec_ok(&["cat", "/var/lib/muster/schedule.json"])?.contains("stop.service"))
+    eventually("the schedule and both files are on m3's disk", || {
+        let text = m3.exec_ok(&["cat", "/var/lib/muster/schedule.json"])?;
+        Ok(text.matches("ExecStart=").count() >= 2)
     })
     .expect("it is");
     m1.exec_ok(&["systemctl", "stop", "muster"]).expect("the hub is away");
