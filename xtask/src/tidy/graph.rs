@@ -211,8 +211,8 @@ pub(crate) mod tests {
             normal: Vec::new(),
             other: Vec::new(),
         };
-        let known =
-            PURE.iter().chain(&ADAPTERS).chain(&["lab", "story", "sim", "hub-bench"]).map(|name| (*name, ""));
+        let development = DEVELOPMENT.iter().map(|(name, _)| name);
+        let known = PURE.iter().chain(&ADAPTERS).chain(development).map(|name| (*name, ""));
         for (name, needs) in known.chain(members.iter().copied()) {
             let source = if name.starts_with('+') {
                 Source::CratesIo
