@@ -156,6 +156,11 @@ impl Queue {
         }
     }
 
+    /// How many keys there are.
+    pub(crate) fn keys(&self) -> i64 {
+        self.shared.keys()
+    }
+
     /// The same queue in somebody's name.
     pub(crate) fn with(&self, credentials: Credentials) -> Self {
         Self { credentials: Some(Arc::new(credentials)), ..self.clone() }

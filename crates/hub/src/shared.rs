@@ -6,7 +6,7 @@
 //! revision is shown, and no revision above it is compacted.
 
 use crate::request::Request;
-use mvcc::{LeaseId, LeaseKeepAliveResponse, Revision, Store};
+use mvcc::{KeyRange, LeaseId, LeaseKeepAliveResponse, RangeRequest, Revision, Store};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
@@ -54,6 +54,14 @@ impl Shared {
     pub(crate) fn set_durable(&self, revision: Revision) {
         self.durable.store(revision.0, Ordering::Release);
         self.leases_pending.store(false, Ordering::Release);
+    }
+
+    /// How many keys there are. No secret: whoever may see the metrics may know.
+    pub(crate) fn keys(&self) -> i64 {
+        let mut everything = RangeRequest::new(KeyRange::from_wire(vec![0], vec![0]));
+        everything.count_only = true;
+        let store = self.read();
+        store.range_as_of(&everything, self.durable()).map_or(0, |response| response.count)
     }
 
     /// Answers at once what needs no turn of the apply thread; gives back what does.

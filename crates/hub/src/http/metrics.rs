@@ -1,6 +1,6 @@
 //! `/metrics`: the hub's figures in Prometheus' text form, under etcd's names where etcd has the same figure.
 //!
-//! Only what is known is told: no figure here stands for another. Invariant: asking for it costs that thread two requests.
+//! Only what is known is told: no figure here stands for another. Invariant: asking for it costs that thread one request.
 
 use super::calls::Calls;
 use crate::histogram::Histogram;

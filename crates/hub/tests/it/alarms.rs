@@ -121,6 +121,8 @@ async fn with_alarm(address: &str, alarm: i32) -> Vec<String> {
     for (action, kind) in [(1, alarm), (1, alarm), (0, 0), (0, 1), (0, 2)] {
         log.push(alarms(action, 7, kind).await);
     }
+    // There is none of no kind to disarm.
+    log.push(alarms(2, 7, 0).await);
     log.push(said(client.put("a", "2", None).await));
     log.push(said(client.get("a", None).await));
     log.push(said(client.delete("a", None).await));

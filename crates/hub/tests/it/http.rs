@@ -3,7 +3,7 @@
 //! What must differ (ids, versions, indices, times) is made equal first. Without etcd these tests fail.
 
 use crate::etcd::Etcd;
-use crate::{Fixture, soon};
+use crate::{Fixture, connect, soon};
 use std::fmt::Write as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -198,6 +198,26 @@ async fn pages() {
     for line in shape(&theirs, "grpc_server_started_total") {
         assert!(ours.contains(&line), "{line}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_scrapes_needs_no_login() {
+    let fixture = Fixture::start().await;
+    let address = fixture.hub.address().to_string();
+    let mut client = connect(&fixture.hub).await;
+    client.put("a", "1", None).await.unwrap();
+    client.user_add("root", "r", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+    let options = etcd_client::ConnectOptions::new().with_user("root", "r");
+    etcd_client::Client::connect([&address], Some(options)).await.unwrap();
+    let metrics = send(&address, "GET", "/metrics", "").await;
+    assert_eq!(metrics.status, 200, "{}", metrics.body);
+    let logins = |line: &str| {
+        line.starts_with("grpc_server_handled_total{grpc_code=\"OK\"") && line.contains("\"Authenticate\"")
+    };
+    assert!(metrics.body.lines().any(|line| logins(line) && line.ends_with(" 1")), "{}", metrics.body);
+    assert!(metrics.body.contains("\netcd_debugging_mvcc_keys_total 1\n"), "{}", metrics.body);
 }
 
 /// Requests for the gateway: path, body.
