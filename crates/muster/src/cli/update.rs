@@ -247,7 +247,7 @@ impl History {
 }
 
 /// Prints one of a unit's texts.
-pub fn print_version(history: &api::rollouts::History, number: u64) -> Result<()> {
+fn print_version(history: &api::rollouts::History, number: u64) -> Result<()> {
     let found = history.versions.iter().find(|version| version.number == number);
     let unit = &history.unit;
     let version = found
