@@ -59,10 +59,7 @@ impl Hub {
     }
 
     /// What `changes` come to on what the hub has now; nothing is written.
-    async fn plan(
-        &self,
-        changes: &[UnitChange],
-    ) -> Result<(Vec<UnitChanged>, Vec<(Guard, Vec<Write>)>), ApiError> {
+    async fn plan(&self, changes: &[UnitChange]) -> Result<(Vec<UnitChanged>, Vec<Guarded>), ApiError> {
         let names = changes.iter().flat_map(|change| [Some(change.name.clone()), change.name.template()]);
         let known = self.known(names).await?;
         let (mut answer, mut planned) = (Vec::new(), Vec::new());
@@ -107,8 +104,11 @@ struct Known {
     revision: Revision,
 }
 
+/// Writes of one unit, and on what they depend.
+type Guarded = (Guard, Vec<Write>);
+
 /// Turns a change into a guarded write; no write where nothing changes.
-fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<(Guard, Vec<Write>)>), ApiError> {
+fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<Guarded>), ApiError> {
     let name = &change.name;
     let key = keys::unit(name);
     let current = known.units.get(name);

@@ -209,7 +209,7 @@ impl Driver<'_> {
         for change in &decision.changes {
             let (Step::Replace { unit, .. } | Step::Restore { unit, .. } | Step::Relaunch { unit }) = change;
             let known = self.cluster.units.get(unit);
-            let current = units.get(unit).or(known.map(|known| &known.record)).cloned();
+            let current = units.get(unit).or_else(|| known.map(|known| &known.record)).cloned();
             if !units.contains_key(unit) {
                 let key = keys::unit(unit);
                 guards.push(match known {
@@ -293,3 +293,6 @@ fn rollout(key: &str) -> Option<UnitName> {
 fn render(record: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(record).expect("records always render")
 }
+
+#[cfg(test)]
+mod tests;
