@@ -323,6 +323,34 @@ fn instances_that_come_meanwhile_belong_to_it() {
 }
 
 #[test]
+fn nothing_more_is_taken_while_another_is_out_for_whatever_reason() {
+    let mut world = World::new(3, 1);
+    let turn = |world: &mut World| {
+        for app in [app(2), app(3)] {
+            let hash = world.cluster.units[&app].record.hash.clone();
+            let record = world.cluster.schedule[&app][&machine()].clone();
+            world.put(&keys::schedule(&machine(), &app), &ScheduleRecord { hash, ..record });
+            world.state(&app, "active");
+        }
+        world.step();
+        world.pass(2_000);
+        world.step();
+    };
+    world.step();
+    world.machine_obeys(true);
+    world.step();
+    world.pass(2_000);
+    world.step();
+    assert_eq!(world.has(NEW), [1, 2]);
+    world.state(&app(1), "activating");
+    turn(&mut world);
+    assert_eq!((world.record.units[1].progress, world.has(NEW)), (Progress::Ready, vec![1, 2]));
+    world.state(&app(1), "active");
+    turn(&mut world);
+    assert_eq!(world.has(NEW), [1, 2, 3]);
+}
+
+#[test]
 fn what_is_out_of_service_already_goes_first() {
     let mut world = World::new(3, 1);
     world.state(&app(3), "failed");
