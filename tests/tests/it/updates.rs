@@ -98,3 +98,36 @@ fn a_template_rolls_and_a_bad_one_is_rolled_back() {
         cluster.sh("muster kv ls --recursive /muster/history /muster/v1/rollouts || true").expect("listed");
     assert_eq!(left.trim(), "", "nothing accumulates");
 }
+
+#[test]
+fn an_update_goes_on_when_the_leader_dies() {
+    let _alone = alone();
+    let cluster = Lab::up_with(3, story::cluster::Hub::Etcd);
+    let write = |text: &str| {
+        cluster.m1().write_file("/root/app@.service".to_owned(), text, 0o644).expect("written");
+    };
+    write("[Service]\nExecStart=/bin/sleep infinity\n");
+    cluster.sh("muster submit app@.service && muster start 'app@{1..6}'").expect("active");
+    let leader = cluster.muster(&["kv", "get", "/muster/v1/engine/leader"]).expect("somebody leads");
+    let leads = |machine: &lab::Machine| {
+        machine.exec_ok(&["cat", "/etc/machine-id"]).is_ok_and(|id| leader.contains(id.trim()))
+    };
+    let (victims, others): (Vec<_>, Vec<_>) = cluster.lab.machines().into_iter().partition(leads);
+    let (victim, asks) = (victims.first().expect("one leads"), others.first().expect("two do not"));
+    let rollouts = || asks.exec_ok(&["muster", "rollouts", "--no-legend"]);
+
+    write("[Service]\nEnvironment=COLOUR=green\nExecStart=/bin/sleep infinity\n");
+    cluster.sh("muster update --no-block --settle 1s app@.service").expect("ordered");
+    story::eventually("the first is ready", || Ok(!rollouts()?.contains(" 0/6"))).expect("it is");
+    victim
+        .exec_ok(&["sh", "-c", "systemctl mask --runtime muster; systemctl kill --signal=KILL muster"])
+        .expect("killed");
+    let list = rollouts().expect("listed");
+    assert!(list.contains("running"), "it was over before the leader died: {list}");
+    story::eventually("another leader has finished it", || Ok(rollouts()?.contains("done"))).expect("it has");
+    assert!(rollouts().expect("listed").contains("6/6"));
+    let text = asks.exec_ok(&["muster", "cat", "app@6"]).expect("known");
+    assert!(text.contains("COLOUR=green"), "{text}");
+    let history = asks.exec_ok(&["muster", "history", "app@6"]).expect("listed");
+    assert_eq!(history.lines().count(), 3, "each was replaced once: {history}");
+}
