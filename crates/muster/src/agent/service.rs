@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 
 /// Units in one transaction: each takes a guard and a write, and etcd allows 128 of each.
 const CHUNK: usize = 120;
-/// Units in one transaction when texts are replaced: besides, a former text is kept and another one goes.
+/// Units in one transaction when texts are replaced or their history goes: each takes up to three writes.
 const REPLACED: usize = 40;
 /// How often an order is tried again when somebody else changes the same units.
 const ATTEMPTS: u32 = 5;
@@ -254,14 +254,17 @@ impl Service for Hub {
         }
         let units: Vec<_> = units.into_iter().collect();
         let mut revision = Revision(0);
+        let rolled = self.known_rollouts().await?;
         let forget = |unit: &UnitName| {
-            let mut writes = vec![Write::Delete(keys::unit(unit)), Write::Delete(keys::rollout(unit))];
+            let mut writes = vec![Write::Delete(keys::unit(unit))];
+            writes.extend(rolled.contains_key(unit).then(|| Write::Delete(keys::rollout(unit))));
             if known.units.get(unit).is_some_and(|(record, _)| record.version > 1) {
                 writes.push(Write::DeletePrefix(keys::history_of(unit)));
             }
             writes
         };
-        for chunk in units.chunks(REPLACED) {
+        let plain = units.iter().all(|unit| forget(unit).len() == 1);
+        for chunk in units.chunks(if plain { CHUNK } else { REPLACED }) {
             let writes: Vec<_> = chunk.iter().flat_map(forget).collect();
             revision = self.store.commit(&[], &writes).await.map_err(unavailable)?.revision;
         }

@@ -19,10 +19,10 @@ use tokio::sync::mpsc;
 /// Changes on their way to a client that watches.
 const WATCH_BUFFER: usize = 64;
 
-type Known = BTreeMap<UnitName, (RolloutRecord, Revision)>;
+pub(super) type Known = BTreeMap<UnitName, (RolloutRecord, Revision)>;
 
 impl Hub {
-    async fn known_rollouts(&self) -> Result<Known, ApiError> {
+    pub(super) async fn known_rollouts(&self) -> Result<Known, ApiError> {
         let listing = self.store.list(keys::ROLLOUTS).await.map_err(unavailable)?;
         Ok(listing
             .items
