@@ -12,6 +12,8 @@ pub mod fleet;
 pub mod frames;
 /// What operators ask and order.
 pub mod operations;
+/// Updates.
+pub mod rollouts;
 /// Answering.
 pub mod server;
 /// What is said.
@@ -19,5 +21,6 @@ pub mod types;
 
 pub use client::{Client, ClientError, Endpoint};
 pub use operations::Operations;
+pub use rollouts::Rollouts;
 pub use server::{Place, Service, serve};
 pub use types::ApiError;

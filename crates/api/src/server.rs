@@ -8,6 +8,7 @@ use crate::{
     fleet::{self, MetadataChange},
     frames::{self, Frame},
     operations::{self, Operations},
+    rollouts::{self, Rollouts},
     types::{ApiError, MachineList, Names, Run, Shell, Unit, UnitChange, UnitList, UnitsChanged, Watched},
 };
 use axum::{
@@ -88,14 +89,14 @@ pub trait Service: Clone + Send + Sync + 'static {
 /// Serves the API on `listener` until `stop`.
 pub async fn serve<S, L>(service: S, listener: L, stop: CancellationToken) -> std::io::Result<()>
 where
-    S: Service + Operations,
+    S: Service + Operations + Rollouts,
     L: axum::serve::Listener,
     L::Addr: std::fmt::Debug,
 {
     axum::serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-fn router<S: Service + Operations>(service: S) -> Router {
+fn router<S: Service + Operations + Rollouts>(service: S) -> Router {
     Router::new()
         .route("/v1/machines", get(machines::<S>))
         .route("/v1/units", get(units::<S>).post(change::<S>))
@@ -107,6 +108,7 @@ fn router<S: Service + Operations>(service: S) -> Router {
         .route("/v1/machines/{machine}/shell", post(shell::<S>))
         .route("/v1/openapi.json", get(openapi))
         .merge(operations::routes::<S>())
+        .merge(rollouts::routes::<S>())
         .with_state(service.clone())
         .merge(fleet::router(service))
         .fallback(|| async { ApiError::not_found("there is nothing under this path") })
@@ -287,7 +289,7 @@ pub(crate) fn parse<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, ApiE
     text.parse().map_err(ApiError::bad_request)
 }
 
-fn line(value: &impl Serialize) -> Bytes {
+pub(crate) fn line(value: &impl Serialize) -> Bytes {
     let mut line = serde_json::to_vec(value).expect("API types always render");
     line.push(b'\n');
     line.into()

@@ -15,5 +15,7 @@ pub mod engine;
 pub mod fence;
 /// The cluster network: subnets, datapath, rules.
 pub mod overlay;
+/// Bringing a new text into units, a few at a time.
+pub mod rollout;
 /// From registered upstreams to the endpoints that traffic may go to.
 pub mod router;

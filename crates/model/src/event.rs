@@ -101,6 +101,8 @@ pub enum EventKind {
     Released,
     /// What is wanted of a machine changed: cordoned, draining, or open again.
     Maintenance,
+    /// An update began, went on or ended.
+    Rollout,
     /// An engine began to lead.
     Leading,
     /// More happened than is written down.
@@ -123,6 +125,7 @@ impl EventKind {
             Self::Holding => "holding",
             Self::Released => "released",
             Self::Maintenance => "maintenance",
+            Self::Rollout => "rollout",
             Self::Leading => "leading",
             Self::Dropped => "dropped",
             Self::Other => "other",

@@ -14,6 +14,11 @@ pub const UNITS: &str = "/muster/v1/units/";
 pub const SCHEDULE: &str = "/muster/v1/schedule/";
 /// Orders to move units: `<unit>` → [`crate::MoveRecord`]. The leader deletes each when it has decided.
 pub const MOVES: &str = "/muster/v1/moves/";
+/// Updates under way, and the last one of each: `<template or unit>` → [`crate::RolloutRecord`].
+pub const ROLLOUTS: &str = "/muster/v1/rollouts/";
+/// Texts that units had before: `<unit>/<number>` → [`crate::HistoryRecord`]. Beside [`MUSTER`] and not under it:
+/// whoever lists or follows the cluster needs none of them.
+pub const HISTORY: &str = "/muster/history/v1/";
 /// What machines do run: `<machine>/<unit>` → [`crate::UnitState`], under the machine's lease.
 pub const STATES: &str = "/muster/v1/states/";
 /// What administrators want of machines: `<machine>` → [`crate::MaintenanceRecord`]. No key: nothing special.
@@ -54,6 +59,27 @@ pub fn schedule(machine: &MachineId, unit: &UnitName) -> String {
 /// An order to move `unit`.
 pub fn move_order(unit: &UnitName) -> String {
     format!("{MOVES}{unit}")
+}
+
+/// The update of a unit, or of a template with its instances.
+pub fn rollout(name: &UnitName) -> String {
+    format!("{ROLLOUTS}{name}")
+}
+
+/// All texts that `unit` had before.
+pub fn history_of(unit: &UnitName) -> String {
+    format!("{HISTORY}{unit}/")
+}
+
+/// The text that `unit` had as its version `number`.
+pub fn version(unit: &UnitName, number: u64) -> String {
+    format!("{HISTORY}{unit}/{number}")
+}
+
+/// Takes [`version`] apart.
+pub fn unit_and_version(key: &str) -> Option<(UnitName, u64)> {
+    let (unit, number) = key.strip_prefix(HISTORY)?.split_once('/')?;
+    Some((unit.parse().ok()?, number.parse().ok()?))
 }
 
 /// The state of `unit` on `machine`.
@@ -111,6 +137,10 @@ mod tests {
         assert_eq!(machine_and_unit(SCHEDULE, &schedule(&id, &name)), Some((id.clone(), name.clone())));
         assert_eq!(machine_and_unit(STATES, &state(&id, &name)), Some((id, name)));
         assert_eq!(machine_and_unit(STATES, "/muster/v1/states/x/y"), None);
+        let web: UnitName = "web@.service".parse().expect("valid");
+        assert_eq!(unit_and_version(&version(&web, 12)), Some((web.clone(), 12)));
+        assert!(version(&web, 12).starts_with(&history_of(&web)));
+        assert!(!HISTORY.starts_with(MUSTER), "it would be listed with the cluster");
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub mod machine;
 pub mod network;
 /// Revisions and leases, as in etcd.
 pub mod revision;
+/// Updates of units, and the texts that they had.
+pub mod rollout;
 /// Services, instances and endpoints, as `/services` holds them.
 pub mod service;
 /// Unit names, and what the hub stores about units.
@@ -25,6 +27,7 @@ pub use machine::{
 };
 pub use network::{NetworkConfig, Subnet, SubnetLease};
 pub use revision::{LeaseId, Revision};
+pub use rollout::{HistoryRecord, Progress, RolloutRecord, RolloutState, RolloutUnit};
 pub use service::{Endpoint, Instance, ServiceName};
 pub use unit::{DesiredState, MoveRecord, ScheduleRecord, UnitName, UnitNameError, UnitRecord, UnitState};
 

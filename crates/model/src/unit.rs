@@ -217,9 +217,16 @@ pub struct UnitRecord {
     /// Counts the orders to start it, so that a second `start` of a unit that has stopped starts it again.
     #[serde(default)]
     pub launch: u64,
+    /// Counts the texts that it had: 1 for the first. The former ones are at [`crate::keys::version`].
+    #[serde(default = "first_version")]
+    pub version: u64,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+fn first_version() -> u64 {
+    1
 }
 
 impl UnitRecord {
@@ -231,8 +238,14 @@ impl UnitRecord {
             hash,
             desired: DesiredState::Inactive,
             launch: 0,
+            version: first_version(),
             unknown: Unknown::new(),
         }
+    }
+
+    /// The same with the next text.
+    pub fn replaced(&self, text: String, hash: String) -> Self {
+        Self { text, hash, version: self.version.saturating_add(1), ..self.clone() }
     }
 
     /// The same, its start orders counted from `revision`, at which the hub had no such unit: a unit that was

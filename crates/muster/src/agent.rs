@@ -12,6 +12,8 @@ mod engine;
 mod events;
 /// The note and the service that stop units which may not outlive the machine's lease.
 mod fence;
+/// Former texts of units.
+mod history;
 /// Who this machine is, and which cluster the hub is of.
 mod identity;
 /// The cluster network of this machine.

@@ -31,6 +31,8 @@ mod ssh;
 mod tunnel;
 /// Verbs that change units.
 mod units;
+/// Verbs that bring another text into units.
+mod update;
 /// Until an order has been carried out.
 mod wait;
 /// Verbs that explain.
@@ -112,6 +114,31 @@ enum Command {
     ///
     /// Example: muster destroy 'someapp@{1..4}'
     Destroy(units::Halt),
+    /// Bring new unit files into units that run, one after another, each when the last is ready.
+    ///
+    /// A template is brought into all its instances. A unit keeps its machine where it still fits. If one does not
+    /// become ready, those that were replaced get their former text back, and the exit code is 1. The machine that
+    /// leads carries it out: the update goes on without this command.
+    ///
+    /// Example: muster update someapp@.service
+    Update(update::Update),
+    /// Bring a former text back into units, like an update.
+    ///
+    /// Example: muster rollback someapp@ --to 3
+    Rollback(update::Rollback),
+    /// List the texts that a unit had; the last ten are kept.
+    ///
+    /// Example: muster history someapp@ --show 3
+    History(update::History),
+    /// List updates: those under way, and of each unit or template the last one.
+    ///
+    /// Example: muster rollouts
+    Rollouts(update::Rollouts),
+    /// Pause, resume or abort an update that is under way.
+    ///
+    /// Example: muster rollout abort someapp@
+    #[command(subcommand)]
+    Rollout(update::Direct),
     /// Print a unit's file as the cluster has it.
     ///
     /// Example: muster cat someapp@1
@@ -304,6 +331,11 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Restart(verb) => verb.run(client).await,
         Command::Unload(verb) => verb.run(client, wait::Verb::Unload).await,
         Command::Destroy(verb) => verb.run(client, wait::Verb::Destroy).await,
+        Command::Update(verb) => verb.run(client).await,
+        Command::Rollback(verb) => verb.run(client).await,
+        Command::History(verb) => verb.run(client).await,
+        Command::Rollouts(verb) => verb.run(client).await,
+        Command::Rollout(verb) => verb.run(client).await,
         Command::Cat(verb) => verb.run(client).await,
         Command::Why(verb) => verb.run(client).await,
         Command::Events(verb) => verb.run(client).await,

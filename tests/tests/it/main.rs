@@ -21,6 +21,8 @@ mod placement;
 mod secured;
 /// The story, step by step.
 mod story_told;
+/// Updates that roll, and are rolled back.
+mod updates;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -14,5 +14,7 @@ mod operations;
 mod raw;
 /// A real fleetctl, where there is one.
 mod real;
+/// Updates, in memory.
+mod rollouts;
 /// Shells, and what is passed on to other machines.
 mod shells;

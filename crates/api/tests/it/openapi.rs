@@ -135,6 +135,11 @@ async fn answers_and_orders_are_as_described() {
         ("GET", "/v1/rebalance", "", "/v1/rebalance"),
         ("POST", "/v1/moves", r#"{"moves":[]}"#, "/v1/moves"),
         ("GET", "/v1/events?unit=a.service", "", "/v1/events"),
+        ("GET", "/v1/units/a.service/history", "", "/v1/units/{name}/history"),
+        ("GET", "/v1/rollouts", "", "/v1/rollouts"),
+        ("POST", "/v1/rollouts", r#"{"name":"a.service"}"#, "/v1/rollouts"),
+        ("GET", "/v1/rollouts/a.service", "", "/v1/rollouts/{name}"),
+        ("POST", "/v1/rollouts/a.service", r#"{"command":"pause"}"#, "/v1/rollouts/{name}"),
         ("POST", "/v1/units/destroy", r#"{"units":["a.service"]}"#, "/v1/units/destroy"),
     ] {
         let answer = ask(&server.sockets[0], method, path, &[], body).await;

@@ -1,13 +1,14 @@
 //! The engine's driver: stands for election, and while it leads, turns what the hub says into events for
-//! `core::engine` and carries out its effects (in `lead`).
+//! `core::engine` and carries out its effects (in `lead`); beside it `rollouts` carries out updates.
 //!
 //! Invariant: every write is guarded by the leader's key at the revision of the election, so that whoever was
 //! deposed writes nothing. The leadership has a lease of its own, shorter than a machine's: a leader that dies is
 //! followed by another within about two seconds, and no machine is thought dead any sooner for it.
 
 mod lead;
+mod rollouts;
 
-use super::Machine;
+use super::{Machine, events::Events};
 use model::{LeaseId, RECORD_VERSION, Revision, keys};
 use muster_core::cluster::LeaderRecord;
 use registry::{Change, Delta, Guard, LeaseKeeper, Store, StoreError, Write};
@@ -95,9 +96,11 @@ async fn reign(
     reachable: Instant,
     stop: &CancellationToken,
 ) -> &'static str {
+    let events = Events::new(store.clone(), term);
     let reason = tokio::select! {
-        reason = Box::pin(lead::lead(machine, store, term, reachable)) => reason,
+        reason = Box::pin(lead::lead(machine, store, term, reachable, events.clone())) => reason,
         reason = renew(store, lease) => reason,
+        never = Box::pin(rollouts::run(machine, store, term, events)) => match never {},
         () = stop.cancelled() => "shutting down",
     };
     // Nobody need wait for the lease to end by itself.

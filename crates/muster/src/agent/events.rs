@@ -23,7 +23,8 @@ const BUFFER: usize = 2 * KEPT;
 /// etcd takes 128 operations in a transaction, and each event may push an old one out.
 const CHUNK: usize = 50;
 
-/// Hands events to the writer.
+/// Hands events to the writer. A clone has a rate of its own, and the same writer.
+#[derive(Clone)]
 pub(super) struct Events {
     sender: mpsc::Sender<EventRecord>,
     dropped: u64,
@@ -32,7 +33,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// A writer for one term; it ends with this handle.
+    /// A writer for one term; it ends with this handle and its clones.
     pub(super) fn new(store: Store, term: Revision) -> Self {
         let (sender, receiver) = mpsc::channel(BUFFER);
         tokio::spawn(write(store, term, receiver));

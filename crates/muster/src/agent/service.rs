@@ -7,8 +7,10 @@
 mod metadata;
 /// Maintenance, explanations, moves and events.
 mod operations;
+/// Updates, and units' history.
+mod rollouts;
 
-use super::{Machine, run, shell};
+use super::{Machine, history, run, shell};
 use api::{
     ApiError, Place, Service,
     fleet::MetadataChange,
@@ -31,6 +33,8 @@ use tokio::sync::mpsc;
 
 /// Units in one transaction: each takes a guard and a write, and etcd allows 128 of each.
 const CHUNK: usize = 120;
+/// Units in one transaction when texts are replaced or their history goes: each takes up to three writes.
+const REPLACED: usize = 40;
 /// How often an order is tried again when somebody else changes the same units.
 const ATTEMPTS: u32 = 5;
 /// Changes on their way to a client that watches.
@@ -55,10 +59,7 @@ impl Hub {
     }
 
     /// What `changes` come to on what the hub has now; nothing is written.
-    async fn plan(
-        &self,
-        changes: &[UnitChange],
-    ) -> Result<(Vec<UnitChanged>, Vec<(Guard, Write)>), ApiError> {
+    async fn plan(&self, changes: &[UnitChange]) -> Result<(Vec<UnitChanged>, Vec<Guarded>), ApiError> {
         let names = changes.iter().flat_map(|change| [Some(change.name.clone()), change.name.template()]);
         let known = self.known(names).await?;
         let (mut answer, mut planned) = (Vec::new(), Vec::new());
@@ -75,6 +76,7 @@ impl Hub {
         for _ in 0..ATTEMPTS {
             let (units, planned) = self.plan(changes).await?;
             let (guards, writes): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+            let writes = writes.concat();
             let outcome = self.store.commit(&guards, &writes).await.map_err(unavailable)?;
             if outcome.committed {
                 return Ok(UnitsChanged { revision: outcome.revision, units });
@@ -102,8 +104,11 @@ struct Known {
     revision: Revision,
 }
 
+/// Writes of one unit, and on what they depend.
+type Guarded = (Guard, Vec<Write>);
+
 /// Turns a change into a guarded write; no write where nothing changes.
-fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<(Guard, Write)>), ApiError> {
+fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<Guarded>), ApiError> {
     let name = &change.name;
     let key = keys::unit(name);
     let current = known.units.get(name);
@@ -117,7 +122,7 @@ fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<(Guar
                 record.clone()
             } else if change.replace {
                 warnings = render(name, &checked.warnings);
-                UnitRecord { text: text.clone(), hash, ..record.clone() }
+                record.replaced(text.clone(), hash)
             } else {
                 warnings.push(format!(
                     "unit {name} in the cluster differs from the file given; add --replace to override it"
@@ -163,7 +168,11 @@ fn plan(change: &UnitChange, known: &Known) -> Result<(UnitChanged, Option<(Guar
         None => Guard::Absent(key.clone()),
     };
     let value = serde_json::to_vec(&record).expect("records always render");
-    Ok((changed, Some((guard, Write::put(key, value)))))
+    let mut writes = vec![Write::put(key, value)];
+    if let Some((former, _)) = current.filter(|(former, _)| former.version != record.version) {
+        writes.extend(history::keep(name, former, ""));
+    }
+    Ok((changed, Some((guard, writes))))
 }
 
 fn check(name: &UnitName, text: &str) -> Result<unit::Checked, ApiError> {
@@ -228,7 +237,8 @@ impl Service for Hub {
         // A mistake in the last of them must not come up after the first was written.
         self.plan(&changes).await?;
         let mut changed = UnitsChanged { revision: Revision(0), units: Vec::new() };
-        for chunk in changes.chunks(CHUNK) {
+        let replaces = changes.iter().any(|change| change.replace);
+        for chunk in changes.chunks(if replaces { REPLACED } else { CHUNK }) {
             let made = self.make(chunk).await?;
             changed.revision = made.revision;
             changed.units.extend(made.units);
@@ -244,8 +254,18 @@ impl Service for Hub {
         }
         let units: Vec<_> = units.into_iter().collect();
         let mut revision = Revision(0);
-        for chunk in units.chunks(CHUNK) {
-            let writes: Vec<_> = chunk.iter().map(|unit| Write::Delete(keys::unit(unit))).collect();
+        let rolled = self.known_rollouts().await?;
+        let forget = |unit: &UnitName| {
+            let mut writes = vec![Write::Delete(keys::unit(unit))];
+            writes.extend(rolled.contains_key(unit).then(|| Write::Delete(keys::rollout(unit))));
+            if known.units.get(unit).is_some_and(|(record, _)| record.version > 1) {
+                writes.push(Write::DeletePrefix(keys::history_of(unit)));
+            }
+            writes
+        };
+        let plain = units.iter().all(|unit| forget(unit).len() == 1);
+        for chunk in units.chunks(if plain { CHUNK } else { REPLACED }) {
+            let writes: Vec<_> = chunk.iter().flat_map(forget).collect();
             revision = self.store.commit(&[], &writes).await.map_err(unavailable)?.revision;
         }
         let gone = |name: UnitName| {

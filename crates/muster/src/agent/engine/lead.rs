@@ -57,6 +57,7 @@ pub(super) async fn lead(
     store: &Store,
     term: Revision,
     reachable: Instant,
+    events: Events,
 ) -> &'static str {
     let patience = machine.config.agent.lease_ttl.saturating_sub(reachable.elapsed());
     let mut lead = Lead {
@@ -64,7 +65,7 @@ pub(super) async fn lead(
         store,
         term,
         engine: Engine::new(term, Timestamp(0).after(patience)),
-        events: Events::new(store.clone(), term),
+        events,
         seen: BTreeMap::new(),
         leases: BTreeMap::new(),
         names: BTreeMap::new(),
