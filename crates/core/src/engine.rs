@@ -21,7 +21,10 @@ pub use reason::{Reason, Refusal, Removal};
 pub use rebalance::Move;
 pub use why::{Verdict, Why};
 
-use crate::cluster::{Cluster, Delta};
+use crate::{
+    agent::FENCE_STOP,
+    cluster::{Cluster, Delta},
+};
 use model::{MachineId, Revision, ScheduleRecord, Timestamp, UnitName};
 use place::Scope;
 use serde::Serialize;
@@ -37,6 +40,7 @@ use std::{
 /// ends the lease that time after it got the renewal, which is later. So the stop has begun when the loss is seen;
 /// this is what a stop may take, and more than the clocks of two machines drift apart in a lease's time.
 pub const FENCE: Duration = Duration::from_secs(10);
+const _: () = assert!(FENCE.as_millis() > FENCE_STOP.as_millis(), "the other copy is dead by then");
 /// For how long machines that went with most others are waited for once most are back.
 pub const HOLD: Duration = Duration::from_secs(60);
 /// How long metadata and maintenance of a machine that is gone are kept. Longer than a repair takes, shorter than a

@@ -1,9 +1,13 @@
 //! The hub's key schema: every key that Muster reads or writes is made and taken apart here.
 
 use crate::{EventId, MachineId, ServiceName, Subnet, UnitName};
+use std::ops::Range;
 
 /// Everything of our own.
 pub const MUSTER: &str = "/muster/v1/";
+/// Machines, units, schedule and states, and what operators ask for: all that a view of the cluster is made of. What
+/// happened (events) and who leads is not in it.
+pub const VIEW: Range<&str> = MACHINES.."/muster/v10";
 /// Which cluster this hub is of: an id that every machine notes when it joins.
 pub const CLUSTER: &str = "/muster/v1/cluster";
 /// Presence of machines: `<id>` → [`crate::MachineRecord`], under the machine's lease.
@@ -141,6 +145,17 @@ mod tests {
         assert_eq!(unit_and_version(&version(&web, 12)), Some((web.clone(), 12)));
         assert!(version(&web, 12).starts_with(&history_of(&web)));
         assert!(!HISTORY.starts_with(MUSTER), "it would be listed with the cluster");
+    }
+
+    #[test]
+    fn a_view_has_the_cluster_and_not_its_past() {
+        for inside in [MACHINES, UNITS, SCHEDULE, MOVES, STATES, MAINTENANCE, METADATA] {
+            assert!(inside.starts_with(MUSTER) && VIEW.contains(&inside), "{inside}");
+            assert!(VIEW.contains(&format!("{inside}\u{10ffff}").as_str()), "{inside}");
+        }
+        for outside in [EVENTS, LEADER, CLUSTER, NETWORK_CONFIG, SERVICES] {
+            assert!(!VIEW.contains(&outside) && !VIEW.contains(&format!("{outside}z").as_str()), "{outside}");
+        }
     }
 
     #[test]

@@ -103,7 +103,9 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     record.api_port = machine.config.api.listen.map(|listen| listen.port());
     let (subnet, subnets) = watch::channel(None::<Subnet>);
     let metadata = watch::Sender::new(machine.config.machine.metadata.clone());
-    let (leaving, admitted) = (watch::Sender::new(false), watch::Sender::new(None));
+    let admitted = watch::Sender::new(None);
+    // The machine shuts down; nothing is started any more, and the hub has all states; the hub has been told.
+    let [leaving, quiet, gone_soon] = std::array::from_fn(|_| watch::Sender::new(false));
 
     let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
     if machine.config.overlay.enabled {
@@ -118,6 +120,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
             lease: session.lease(),
             acknowledged: session.acknowledged(),
             leaving: leaving.subscribe(),
+            quiet: quiet.clone(),
         };
         let presence = presence::Presence {
             machine: machine.clone(),
@@ -126,7 +129,8 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
             lease: session.lease(),
             subnet: subnets,
             metadata: metadata.subscribe(),
-            leaving: leaving.subscribe(),
+            leaving: quiet.subscribe(),
+            announced: gone_soon.clone(),
             admitted,
         };
         roles.spawn(presence.run());
@@ -148,7 +152,8 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     serve(&machine, service, &stop, &mut roles).await?;
 
     let mut announced = false;
-    let mut departure = Box::pin(departure::wait(systemd.clone(), fenced, &leaving, &session));
+    let mut departure =
+        Box::pin(departure::wait(systemd.clone(), fenced, &leaving, gone_soon.subscribe(), &session));
     let outcome = loop {
         tokio::select! {
             changed = overlay_ready.wait_for(|ready| *ready), if !announced => {

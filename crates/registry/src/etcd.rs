@@ -3,7 +3,7 @@
 mod link;
 
 use crate::store::{
-    CALL_TIMEOUT, Change, Changes, Guard, KeyValue, Listing, MAX_TXN_OPS, Outcome, StoreError, Write,
+    CALL_TIMEOUT, Change, Changes, Guard, KeyValue, Keys, Listing, MAX_TXN_OPS, Outcome, StoreError, Write,
 };
 use access::Access;
 use bytes::Bytes;
@@ -160,9 +160,13 @@ impl Etcd {
         .await
     }
 
-    pub(crate) async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let options = || Some(ec::GetOptions::new().with_prefix());
-        let mut answer = self.call(|link| async move { link.kv().get(prefix, options()).await }).await?;
+    pub(crate) async fn list(&self, keys: &Keys) -> Result<Listing, StoreError> {
+        let options = || match keys {
+            Keys::Prefix(_) => ec::GetOptions::new().with_prefix(),
+            Keys::Between(_, end) => ec::GetOptions::new().with_range(end.as_str()),
+        };
+        let list = |link: Arc<Link>| async move { link.kv().get(keys.first(), Some(options())).await };
+        let mut answer = self.call(list).await?;
         let revision = revision(answer.header());
         Ok(Listing { revision, items: answer.take_kvs().into_iter().filter_map(key_value).collect() })
     }
@@ -222,10 +226,14 @@ impl Etcd {
         }
     }
 
-    pub(crate) async fn watch(&self, prefix: &str, from: Revision) -> Result<EtcdWatch, StoreError> {
+    pub(crate) async fn watch(&self, keys: &Keys, from: Revision) -> Result<EtcdWatch, StoreError> {
         let opened = self.call(|link| async move {
-            let options = ec::WatchOptions::new().with_prefix().with_start_revision(from.0);
-            let mut stream = link.watch().watch(prefix, Some(options)).await?;
+            let options = ec::WatchOptions::new().with_start_revision(from.0);
+            let options = match keys {
+                Keys::Prefix(_) => options.with_prefix(),
+                Keys::Between(_, end) => options.with_range(end.as_str()),
+            };
+            let mut stream = link.watch().watch(keys.first(), Some(options)).await?;
             // The hub's word that it watches: before it, "now" has not been decided.
             let created = stream.message().await?;
             match created.as_ref().and_then(link::refused_watch) {

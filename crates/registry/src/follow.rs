@@ -1,10 +1,10 @@
-//! A prefix of the hub, followed: listed, then watched from the revision after, and listed again every
+//! Some of the hub's keys, followed: listed, then watched from the revision after, and listed again every
 //! [`RELIST`] and after any doubt, because streams of events lose things.
 //!
 //! Invariant: a consumer that applies every [`Delta`] in order holds what the hub held at the last revision it
 //! was given. While the hub is away it is told once, and keeps what it has.
 
-use crate::{Changes, Listing, Store, StoreError};
+use crate::{Changes, Keys, Listing, Store, StoreError};
 use std::time::Duration;
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::{debug, info, warn};
@@ -28,17 +28,17 @@ pub enum Delta {
     Lost,
 }
 
-/// A followed prefix. Stops following when dropped.
+/// What is followed. Stops following when dropped.
 pub struct Follow {
     deltas: mpsc::Receiver<Delta>,
     task: JoinHandle<()>,
 }
 
 impl Store {
-    /// Follows every key that begins with `prefix`.
-    pub fn follow(&self, prefix: impl Into<String>) -> Follow {
+    /// Follows all of `keys`: a text stands for every key that begins with it.
+    pub fn follow(&self, keys: impl Into<Keys>) -> Follow {
         let (sender, deltas) = mpsc::channel(BUFFER);
-        let task = tokio::spawn(run(self.clone(), prefix.into(), sender));
+        let task = tokio::spawn(run(self.clone(), keys.into(), sender));
         Follow { deltas, task }
     }
 }
@@ -61,19 +61,19 @@ impl Drop for Follow {
     }
 }
 
-async fn run(store: Store, prefix: String, sender: mpsc::Sender<Delta>) {
+async fn run(store: Store, keys: Keys, sender: mpsc::Sender<Delta>) {
     let mut pause = BACKOFF.0;
     let mut lost = false;
     loop {
-        match once(&store, &prefix, &sender, &mut lost).await {
+        match once(&store, &keys, &sender, &mut lost).await {
             // The consumer is gone.
             Ok(()) if sender.is_closed() => return,
             Ok(()) => pause = BACKOFF.0,
             Err(error) => {
                 if matches!(error, StoreError::Compacted(_)) {
-                    debug!(%prefix, %error, "listing again");
+                    debug!(from = keys.first(), %error, "listing again");
                 } else if !lost {
-                    warn!(%prefix, %error, "hub lost, keeping what is known");
+                    warn!(from = keys.first(), %error, "hub lost, keeping what is known");
                     lost = true;
                     pause = BACKOFF.0;
                     if sender.send(Delta::Lost).await.is_err() {
@@ -90,14 +90,14 @@ async fn run(store: Store, prefix: String, sender: mpsc::Sender<Delta>) {
 /// Lists, then watches until it is time to list again.
 async fn once(
     store: &Store,
-    prefix: &str,
+    keys: &Keys,
     sender: &mpsc::Sender<Delta>,
     lost: &mut bool,
 ) -> Result<(), StoreError> {
-    let listing = store.list(prefix).await?;
-    let mut watch = store.watch(prefix, listing.revision.next()).await?;
+    let listing = store.list(keys.clone()).await?;
+    let mut watch = store.watch(keys.clone(), listing.revision.next()).await?;
     if std::mem::take(lost) {
-        info!(%prefix, revision = %listing.revision, "hub is back");
+        info!(from = keys.first(), revision = %listing.revision, "hub is back");
     }
     if sender.send(Delta::Reset(listing)).await.is_err() {
         return Ok(());

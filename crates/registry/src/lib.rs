@@ -19,6 +19,6 @@ mod memory;
 pub use follow::{Delta, Follow};
 pub use session::{Acknowledged, Session};
 pub use store::{
-    CALL_TIMEOUT, Change, Changes, Guard, KeyValue, LeaseKeeper, Listing, Outcome, Store, StoreError, Watch,
-    Write,
+    CALL_TIMEOUT, Change, Changes, Guard, KeyValue, Keys, LeaseKeeper, Listing, Outcome, Store, StoreError,
+    Watch, Write,
 };

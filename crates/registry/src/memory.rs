@@ -3,7 +3,7 @@
 //!
 //! Leases end by tokio's clock, which a test may pause and advance.
 
-use crate::store::{Change, Changes, Guard, KeyValue, Listing, Outcome, StoreError, Write};
+use crate::store::{Change, Changes, Guard, KeyValue, Keys, Listing, Outcome, StoreError, Write};
 use bytes::Bytes;
 use model::{LeaseId, Revision};
 use mvcc::{
@@ -84,8 +84,8 @@ impl Memory {
         Ok(Listing { revision, items: found })
     }
 
-    pub(crate) async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        self.range(KeyRange::prefix(prefix.to_owned()))
+    pub(crate) async fn list(&self, keys: &Keys) -> Result<Listing, StoreError> {
+        self.range(key_range(keys))
     }
 
     pub(crate) async fn commit(&self, guards: &[Guard], writes: &[Write]) -> Result<Outcome, StoreError> {
@@ -166,8 +166,8 @@ impl Memory {
         Ok(keeper)
     }
 
-    pub(crate) fn watch(&self, prefix: &str, from: Revision) -> Result<MemoryWatch, StoreError> {
-        let range = KeyRange::prefix(prefix.to_owned());
+    pub(crate) fn watch(&self, keys: &Keys, from: Revision) -> Result<MemoryWatch, StoreError> {
+        let range = key_range(keys);
         let next = if from.0 == 0 { Revision(self.state().store.revision().0).next() } else { from };
         Ok(MemoryWatch { memory: self.clone(), range, next, news: self.0.revision.subscribe() })
     }
@@ -235,6 +235,13 @@ fn change(event: &mvcc::Event) -> Option<Change> {
     match event.kind {
         EventKind::Put => key_value(event.kv.clone()).map(Change::Put),
         EventKind::Delete => Some(Change::Delete { key: text(&event.kv.key)? }),
+    }
+}
+
+fn key_range(keys: &Keys) -> KeyRange {
+    match keys {
+        Keys::Prefix(prefix) => KeyRange::prefix(prefix.clone()),
+        Keys::Between(first, end) => KeyRange::from_wire(first.clone(), end.clone()),
     }
 }
 

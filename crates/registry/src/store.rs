@@ -9,7 +9,7 @@ use crate::{etcd, memory};
 use access::{Access, FileError};
 use bytes::Bytes;
 use model::{LeaseId, Revision};
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 /// The longest that a call may take. An etcd cluster that elects a new leader needs about a second; anything
 /// longer is an outage, which callers handle by keeping what they know.
@@ -32,7 +32,49 @@ pub struct KeyValue {
     pub lease: Option<LeaseId>,
 }
 
-/// Keys with a common prefix, in order, all read at one revision.
+/// Some of the hub's keys, next to each other in the order of their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keys {
+    /// Those that begin so.
+    Prefix(String),
+    /// Those from the one on that come before the other.
+    Between(String, String),
+}
+
+impl Keys {
+    /// The least key that it may be.
+    pub fn first(&self) -> &str {
+        match self {
+            Self::Prefix(first) | Self::Between(first, _) => first,
+        }
+    }
+}
+
+impl From<&str> for Keys {
+    fn from(prefix: &str) -> Self {
+        Self::Prefix(prefix.to_owned())
+    }
+}
+
+impl From<&String> for Keys {
+    fn from(prefix: &String) -> Self {
+        Self::Prefix(prefix.clone())
+    }
+}
+
+impl From<String> for Keys {
+    fn from(prefix: String) -> Self {
+        Self::Prefix(prefix)
+    }
+}
+
+impl From<Range<&str>> for Keys {
+    fn from(range: Range<&str>) -> Self {
+        Self::Between(range.start.to_owned(), range.end.to_owned())
+    }
+}
+
+/// Keys next to each other, in order, all read at one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
     /// When this was true.
@@ -191,9 +233,10 @@ impl Store {
         both!(self, inner => inner.get_many(keys).await)
     }
 
-    /// Every key that begins with `prefix`.
-    pub async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        both!(self, inner => inner.list(prefix).await)
+    /// All of `keys` that there are: a text stands for every key that begins with it.
+    pub async fn list(&self, keys: impl Into<Keys>) -> Result<Listing, StoreError> {
+        let keys = keys.into();
+        both!(self, inner => inner.list(&keys).await)
     }
 
     /// Sets a key.
@@ -236,12 +279,13 @@ impl Store {
         }
     }
 
-    /// What happens to keys that begin with `prefix`, from revision `from` on, which may be in the future. As in
-    /// etcd's API, revision 0 is now.
-    pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+    /// What happens to `keys`, from revision `from` on, which may be in the future. As in etcd's API, revision 0 is
+    /// now.
+    pub async fn watch(&self, keys: impl Into<Keys>, from: Revision) -> Result<Watch, StoreError> {
+        let keys = keys.into();
         match self {
-            Self::Etcd(inner) => inner.watch(prefix, from).await.map(Watch::Etcd),
-            Self::Memory(inner) => inner.watch(prefix, from).map(Watch::Memory),
+            Self::Etcd(inner) => inner.watch(&keys, from).await.map(Watch::Etcd),
+            Self::Memory(inner) => inner.watch(&keys, from).map(Watch::Memory),
         }
     }
 }

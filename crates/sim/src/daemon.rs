@@ -214,7 +214,9 @@ impl Daemon {
         if self.left {
             return;
         }
-        self.presence.record.leaving = self.leaving;
+        // Once the hub has what stands since nothing is started any more.
+        self.presence.record.leaving |=
+            self.leaving && self.publisher.has_told(self.presence.admitted, &self.units.states);
         self.presence.act(self.session.lease, ctx);
         // Only a machine that is in the cluster has a share of the schedule; under a new lease all is asked anew.
         let admitted = self.presence.admitted;
@@ -231,7 +233,7 @@ impl Daemon {
         self.units.act(self.session.acknowledged, self.leaving, ctx);
         self.publisher.act(admitted, &self.units.states, ctx);
         self.engine.act(ctx);
-        if self.leaving && !self.noticed && !self.units.fenced_alive() {
+        if self.presence.has_told_of_leaving() && !self.noticed && !self.units.fenced_alive() {
             self.noticed = true;
             ctx.after(if self.waited { NOTICE } else { Duration::ZERO }, Timer::Leave);
         }

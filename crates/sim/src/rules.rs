@@ -107,6 +107,8 @@ pub struct Rules {
     /// When each unit was last ordered to move, and each machine last under maintenance.
     moved: BTreeMap<UnitName, Time>,
     maintained: BTreeMap<MachineId, Time>,
+    /// Machines that said that they shut down, and whose word that was until now.
+    left: BTreeSet<MachineId>,
     stalled: bool,
 }
 
@@ -124,6 +126,7 @@ impl Rules {
             gone_since: BTreeMap::new(),
             moved: BTreeMap::new(),
             maintained: BTreeMap::new(),
+            left: BTreeSet::new(),
             stalled: false,
         }
     }
@@ -181,6 +184,15 @@ impl Rules {
                 }
                 EventKind::Delete => self.truth.delete(key),
             };
+            if let Touched::Machine(id) = &touched
+                && let Some(record) = self.truth.machines.get(id)
+            {
+                if record.leaving {
+                    self.left.insert(id.clone())
+                } else {
+                    self.left.remove(id)
+                };
+            }
             self.remember(now, &touched, before, trace);
         }
         for unit in changed {
@@ -284,7 +296,7 @@ impl Rules {
         history.push(Wanted { what });
     }
 
-    /// Whether a unit may leave a machine: nobody wants it, the machine is gone, or the unit is particular about
+    /// Whether a unit may leave a machine: nobody wants it, the machine is gone or leaves, or the unit is particular about
     /// where it runs.
     fn may_leave(&self, now: Time, machine: &MachineId, unit: &UnitName) -> bool {
         let unwanted = !self.is_wanted(unit) || self.recently(now, self.unwanted.get(unit));
@@ -303,12 +315,20 @@ impl Rules {
         });
         let moved =
             self.recently(now, self.moved.get(unit)) || self.recently(now, self.maintained.get(machine));
-        unwanted || gone || particular || disliked || moved || self.truth.maintenance.contains_key(machine)
+        let leaves = self.left.contains(machine);
+        unwanted
+            || gone
+            || leaves
+            || particular
+            || disliked
+            || moved
+            || self.truth.maintenance.contains_key(machine)
     }
 
     /// Whether a unit may be taken off a machine that is gone: not while most are, for longer than a decision takes.
     fn may_move(&self, now: Time, machine: &MachineId, unit: &UnitName) -> bool {
-        if !self.is_wanted(unit) || self.truth.machines.contains_key(machine) {
+        let leaves = self.left.contains(machine);
+        if !self.is_wanted(unit) || self.truth.machines.contains_key(machine) || leaves {
             return true;
         }
         // Whoever went alone is given up at once, whatever happens later to the others.
@@ -320,7 +340,7 @@ impl Rules {
         let later =
             scheduled.iter().filter(|id| self.gone_since.get(**id).is_some_and(|since| *since > alone));
         let left = self.truth.machines.len() + later.count();
-        let gone = scheduled.into_iter().filter(long).count();
+        let gone = scheduled.into_iter().filter(|id| !self.left.contains(*id)).filter(long).count();
         gone <= 1 || gone <= left
     }
 

@@ -66,7 +66,8 @@ pub struct State {
     pub sub: String,
 }
 
-/// What systemd reports on its own.
+/// What systemd reports on its own. Two reports may come in another order than they were sent in, and after an answer
+/// that is newer: what a report says is a reason to ask, and not the truth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A unit's state changed; absent parts did not.
@@ -82,6 +83,8 @@ pub enum Event {
     },
     /// A job ended: `done`, `failed`, `canceled`, `timeout`, `dependency`, `skipped`.
     Job {
+        /// Which job, as [`Systemd::start`] and [`Systemd::stop`] give it.
+        id: u32,
         /// Which unit's job.
         unit: UnitName,
         /// How it ended.
@@ -159,16 +162,16 @@ impl Systemd {
         self.call("reload unit files", self.manager.reload()).await
     }
 
-    /// Queues a start. Its result comes as [`Event::Job`].
-    pub async fn start(&self, unit: &UnitName) -> Result<(), SystemdError> {
+    /// Queues a start and gives the job's number. Its result comes as [`Event::Job`], perhaps before the number.
+    pub async fn start(&self, unit: &UnitName) -> Result<u32, SystemdError> {
         let start = self.manager.start_unit(unit.as_str(), "replace");
-        self.call(format!("start {unit}"), start).await.map(drop)
+        Ok(path::job(&self.call(format!("start {unit}"), start).await?))
     }
 
-    /// Queues a stop. Its result comes as [`Event::Job`].
-    pub async fn stop(&self, unit: &UnitName) -> Result<(), SystemdError> {
+    /// Queues a stop, as [`Systemd::start`] a start.
+    pub async fn stop(&self, unit: &UnitName) -> Result<u32, SystemdError> {
         let stop = self.manager.stop_unit(unit.as_str(), "replace");
-        self.call(format!("stop {unit}"), stop).await.map(drop)
+        Ok(path::job(&self.call(format!("stop {unit}"), stop).await?))
     }
 
     /// Starts a service of our own that has no file and outlives this process. systemd starts it again whenever it
@@ -199,7 +202,9 @@ impl Systemd {
         let start = self.manager.start_transient_unit(unit.as_str(), "replace", &properties, &[]);
         match self.call(format!("start {unit}"), start).await {
             // "Unit … was already loaded or has a fragment file."
-            Err(SystemdError::Refused { reason, .. }) if reason.contains("already") => self.start(unit).await,
+            Err(SystemdError::Refused { reason, .. }) if reason.contains("already") => {
+                self.start(unit).await.map(drop)
+            }
             other => other.map(drop),
         }
     }
@@ -302,9 +307,9 @@ fn read(message: &zbus::Message) -> Option<Event> {
             })
         }
         "JobRemoved" => {
-            let (_, _, unit, result): (u32, OwnedObjectPath, String, String) =
+            let (id, _, unit, result): (u32, OwnedObjectPath, String, String) =
                 body.deserialize().map_err(|error| warn!(%error, "unreadable signal")).ok()?;
-            Some(Event::Job { unit: unit.parse().ok()?, result })
+            Some(Event::Job { id, unit: unit.parse().ok()?, result })
         }
         "Reloading" => {
             // Sent with `true` when it begins, with `false` when it has ended.

@@ -37,6 +37,11 @@ pub(crate) fn unit(path: &str) -> Option<UnitName> {
     String::from_utf8(name).ok()?.parse().ok()
 }
 
+/// The number at the end of a job's object path; 0, which no job has, if there is none.
+pub(crate) fn job(path: &str) -> u32 {
+    path.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,7 @@ pub(super) enum Bar {
     Conflict,
     ReplacedBy(U),
     CannotDisplace(U),
+    Leaving,
     Maintenance,
     Memory,
     Cpu,
@@ -47,6 +48,9 @@ impl Engine {
         let rules = entry.rules();
         if rules.unreadable.is_some() {
             return Err(Bar::Unreadable);
+        }
+        if host.leaving {
+            return Err(Bar::Leaving);
         }
         if rules.machine_id.as_ref().is_some_and(|wanted| !host.id.matches(wanted)) {
             return Err(Bar::MachineId);
@@ -212,6 +216,7 @@ impl Engine {
             Bar::Conflict => Refusal::Conflict(self.culprit(u, m).map_or_else(|| name(u), name)),
             Bar::ReplacedBy(by) => Refusal::ReplacedBy(name(by)),
             Bar::CannotDisplace(victim) => Refusal::CannotDisplace(name(victim)),
+            Bar::Leaving => Refusal::Leaving,
             Bar::Maintenance => match host.maintenance {
                 Some(state) => Refusal::Maintenance(state),
                 None => Refusal::Maintenance(model::Maintenance::Cordoned),

@@ -374,13 +374,15 @@ impl Engine {
     }
 
     /// Whether the machine may be about to start a unit with `OnPartition=stop`: it was told to, and its last word
-    /// was that nothing runs. That word may be from before the start.
+    /// was that nothing runs. That word may be from before the start; but a machine that shuts down has said all.
     fn may_be_starting(&self, u: U, m: M) -> bool {
         let entry = &self.state[u];
         let launched =
             |(machine, order): &(M, Order)| *machine == m && order.desired == DesiredState::Launched;
         let told = entry.places.iter().any(launched);
-        entry.rules().stop && told && self.state[m].present && !self.state.alive.contains(&(u, m))
+        let host = &self.state[m];
+        let obeys = host.present && !host.leaving;
+        entry.rules().stop && told && obeys && !self.state.alive.contains(&(u, m))
     }
 
     pub(super) fn touch_followers(&mut self, u: U) {

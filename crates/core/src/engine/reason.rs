@@ -107,6 +107,8 @@ pub enum Refusal {
     ReplacedBy(UnitName),
     /// This unit would replace one that cannot run elsewhere.
     CannotDisplace(UnitName),
+    /// The machine shuts down.
+    Leaving,
     /// Nothing new may come to the machine.
     Maintenance(Maintenance),
     /// Limits on memory of the units there leave too little, in bytes.
@@ -155,6 +157,7 @@ impl fmt::Display for Refusal {
             Self::CannotDisplace(other) => {
                 write!(f, "it would replace {other}, which no other machine can run")
             }
+            Self::Leaving => f.write_str("the machine shuts down"),
             Self::Maintenance(state) => write!(f, "the machine is {state}"),
             Self::Memory { needs, free } => {
                 write!(f, "MemoryMax is {}, {} left", Bytes(*needs), Bytes(*free))

@@ -23,6 +23,8 @@ impl Engine {
                 Delta::Machine(id, record) => {
                     self.host(&id, now, |host| {
                         host.present = record.is_some();
+                        // A machine that is gone has left if that was its last word.
+                        host.leaving = record.as_ref().map_or(host.leaving, |record| record.leaving);
                         host.own = record.as_ref().map(|record| record.metadata.clone()).unwrap_or_default();
                         host.capacity = record.and_then(|record| record.capacity);
                     });
@@ -144,6 +146,9 @@ impl Engine {
             let ran: Vec<U> =
                 self.state.alive.iter().filter(|(_, machine)| *machine == m).map(|(u, _)| *u).collect();
             self.fence_all(m, &ran, now);
+            // Whatever it was about to start it may start still, as long as its own fence lets it.
+            let held = self.fenced.values_mut().filter(|(machine, _)| *machine == m);
+            held.for_each(|(_, until)| *until = now.after(FENCE));
         }
         self.forget_host(m);
     }
@@ -227,6 +232,11 @@ impl Engine {
             self.seen_lost.insert(m);
             let units: Vec<U> = self.state[m].units.iter().copied().collect();
             self.fence_all(m, &units, now);
+            // It said that it would go: nobody need be asked, and it is no sign that the hub or the network is ill.
+            if self.state[m].leaving {
+                self.given_up.insert(m);
+                self.dirty.extend(units);
+            }
         }
         let lost = &self.state.lost;
         self.probed.retain(|m| lost.contains(m));
@@ -240,7 +250,7 @@ impl Engine {
         if now < self.believe {
             return false;
         }
-        if !self.asked && lost.iter().any(|m| !self.probed.contains(m)) {
+        if !self.asked && lost.iter().any(|m| !self.probed.contains(m) && !self.given_up.contains(m)) {
             self.asked = true;
             self.out.push(Effect::Probe);
         }

@@ -79,6 +79,8 @@ pub(super) struct Host {
     /// The id as a number: it sorts as the text does.
     order: u128,
     pub(super) present: bool,
+    /// It shuts down, or did so when it was last seen: what it says of its units is its last word.
+    pub(super) leaving: bool,
     pub(super) own: Metadata,
     pub(super) outside: BTreeMap<String, Option<String>>,
     /// The machine's own with what was set from outside.
@@ -98,16 +100,16 @@ pub(super) struct Host {
 }
 
 /// What a machine is, apart from what runs there.
-type Facts = (bool, Metadata, Option<Capacity>, Option<Maintenance>);
+type Facts = (bool, bool, Metadata, Option<Capacity>, Option<Maintenance>);
 
 impl Host {
     pub(super) fn facts(&self) -> Facts {
-        (self.present, self.metadata.clone(), self.capacity, self.maintenance)
+        (self.present, self.leaving, self.metadata.clone(), self.capacity, self.maintenance)
     }
 
     /// True when new units may come.
     pub(super) fn open(&self) -> bool {
-        self.present && self.maintenance.is_none()
+        self.present && !self.leaving && self.maintenance.is_none()
     }
 
     pub(super) fn draining(&self) -> bool {
@@ -278,6 +280,7 @@ impl State {
             id: id.clone(),
             order: u128::from_str_radix(id.as_str(), 16).unwrap_or(u128::MAX),
             present: false,
+            leaving: false,
             own: Metadata::new(),
             outside: BTreeMap::new(),
             metadata: Metadata::new(),

@@ -77,6 +77,13 @@ impl World {
         self.put(&keys::machine(&id(n)), &record)
     }
 
+    /// The machine says that it shuts down.
+    pub(super) fn leave(&mut self, n: u32) -> Done {
+        let mut record = self.cluster.machines[&id(n)].clone();
+        record.leaving = true;
+        self.put(&keys::machine(&id(n)), &record)
+    }
+
     /// The lease ends: presence and states go together.
     pub(super) fn kill(&mut self, n: u32) -> Done {
         let states: Vec<_> = self

@@ -1,7 +1,8 @@
 //! The machine's orderly way out of the cluster: when it shuts down, its units shall run elsewhere now, and not when
 //! its lease has ended.
 //!
-//! Invariant: good-bye is said when systemd has begun to shut the machine down, never because the daemon ends; and a
+//! First the states say all that there is to say, then the record says that the machine leaves, and the engine places
+//! its units elsewhere; then the session ends. Invariant: good-bye is said when systemd has begun to shut the machine down, never because the daemon ends; and a
 //! unit with `OnPartition=stop` has stopped here before, or as long after as the fence takes.
 
 use anyhow::anyhow;
@@ -13,6 +14,8 @@ use tracing::{info, warn};
 
 /// A departure never takes longer: systemd would kill the daemon after 90 s.
 pub(super) const LONGEST: Duration = Duration::from_secs(80);
+/// What telling the hub may take before good-bye is said without it: the engine then takes the machine for lost.
+const TELLING: Duration = Duration::from_secs(1);
 /// For units that are stopped last: until the engine has read of it and placed them.
 const NOTICE: Duration = Duration::from_secs(1);
 /// Between looks whether the shutdown was called off.
@@ -24,6 +27,7 @@ pub(super) async fn wait(
     systemd: Option<Systemd>,
     fenced: Option<watch::Receiver<bool>>,
     leaving: &watch::Sender<bool>,
+    mut announced: watch::Receiver<bool>,
     session: &Session,
 ) -> anyhow::Error {
     let (Some(systemd), Some(mut fenced)) = (systemd, fenced) else { return std::future::pending().await };
@@ -33,6 +37,8 @@ pub(super) async fn wait(
     }
     info!("the machine shuts down: leaving the cluster");
     leaving.send_replace(true);
+    let told = tokio::time::timeout(TELLING, announced.wait_for(|told| *told)).await;
+    info!(told = told.is_ok_and(|told| told.is_ok()), "the cluster knows that this machine leaves");
     if *fenced.borrow_and_update() {
         // Told by its record that it leaves; these units' states are awaited before they may run elsewhere.
         let stopped = tokio::time::timeout(LONGEST / 2, fenced.wait_for(|alive| !alive)).await;

@@ -25,8 +25,10 @@ pub(super) struct Presence {
     pub(super) lease: watch::Receiver<Option<LeaseId>>,
     pub(super) subnet: watch::Receiver<Option<Subnet>>,
     pub(super) metadata: watch::Receiver<Metadata>,
-    /// The machine shuts down.
+    /// The machine shuts down, and its states say all that there is to say.
     pub(super) leaving: watch::Receiver<bool>,
+    /// Told when the hub knows that.
+    pub(super) announced: watch::Sender<bool>,
     /// Under which lease the machine is in the cluster.
     pub(super) admitted: watch::Sender<Option<LeaseId>>,
 }
@@ -62,6 +64,7 @@ impl Presence {
                 Ok(Outcome::Written(revision)) => {
                     info!(%revision, subnet = ?self.record.subnet, "machine present");
                     self.admit(Some(*lease));
+                    self.announced.send_replace(self.record.leaving);
                     (written, complained, refused) = (wanted, false, None);
                 }
                 Ok(Outcome::Taken(other)) => {

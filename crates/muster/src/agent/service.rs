@@ -54,7 +54,7 @@ impl Hub {
     }
 
     async fn cluster(&self) -> Result<(Cluster, Revision), ApiError> {
-        let listing = self.store.list(keys::MUSTER).await.map_err(unavailable)?;
+        let listing = self.store.list(keys::VIEW).await.map_err(unavailable)?;
         Ok((cluster(&listing), listing.revision))
     }
 
@@ -356,7 +356,7 @@ impl Service for Hub {
 async fn watch(store: Store, units: Vec<UnitName>, first: Cluster, sender: mpsc::Sender<Watched>) {
     let mut told: HashMap<UnitName, Watched> = HashMap::new();
     let mut current = first;
-    let mut follow = store.follow(keys::MUSTER);
+    let mut follow = store.follow(keys::VIEW);
     loop {
         let watched = |name: &UnitName, engine: &OnceCell<Engine>| Watched {
             name: name.clone(),

@@ -19,12 +19,21 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// What the hub should have of this machine.
 pub(super) type States = BTreeMap<UnitName, UnitState>;
 
-/// Publishes what `states` holds, for ever.
+/// States, and whether nothing will be started here any more, because the machine shuts down.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Report {
+    pub(super) states: States,
+    pub(super) last: bool,
+}
+
+/// Publishes what `reports` holds, for ever. `quiet` becomes true when the hub has what stands since the machine
+/// starts nothing any more: from then on a unit that the hub calls dead is dead.
 pub(super) async fn publish(
     machine: Machine,
     store: Store,
     mut lease: watch::Receiver<Option<LeaseId>>,
-    mut states: watch::Receiver<States>,
+    mut reports: watch::Receiver<Report>,
+    quiet: watch::Sender<bool>,
 ) {
     let mut published = States::new();
     let mut under = None;
@@ -49,11 +58,12 @@ pub(super) async fn publish(
             }
             under = Some(current);
         }
-        let wanted = states.borrow_and_update().clone();
+        let Report { states: wanted, last } = reports.borrow_and_update().clone();
         let writes = differences(&machine, &published, &wanted, current);
         if writes.is_empty() {
+            quiet.send_if_modified(|before| std::mem::replace(before, last) != last);
             let changed = tokio::select! {
-                changed = states.changed() => changed,
+                changed = reports.changed() => changed,
                 changed = lease.changed() => changed,
             };
             if changed.is_err() {

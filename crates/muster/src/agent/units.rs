@@ -6,6 +6,8 @@
 
 /// A unit file, and what it says that concerns the agent.
 mod file;
+/// Jobs of systemd's that are under way.
+mod jobs;
 /// Unit files into systemd and out of it.
 mod load;
 /// Units that are the machine's own.
@@ -19,11 +21,12 @@ use super::{
     Machine,
     fence::{self, Fence},
     identity,
-    states::{self, States},
+    states::{self, Report},
 };
 use crate::config::RUN_DIR;
 use anyhow::{Result, bail};
 use file::File;
+use jobs::Jobs;
 use load::Order;
 use model::{LeaseId, ScheduleRecord, UnitName, keys};
 use muster_core::agent::{self, Activity, Ask, Done, Trust, Wanted};
@@ -63,6 +66,8 @@ pub(super) struct Inputs {
     pub(super) acknowledged: watch::Receiver<Option<Acknowledged>>,
     /// The machine shuts down.
     pub(super) leaving: watch::Receiver<bool>,
+    /// Told when nothing is started here any more and the hub has all states that came of it.
+    pub(super) quiet: watch::Sender<bool>,
 }
 
 pub(super) struct Units {
@@ -87,9 +92,7 @@ pub(super) struct Units {
     seen: BTreeMap<UnitName, State>,
     errors: BTreeMap<UnitName, String>,
     busy: BTreeSet<UnitName>,
-    /// Units that were asked to start. Until their state was read after the job's end, an "inactive" is from before
-    /// the start.
-    starting: BTreeMap<UnitName, Starting>,
+    jobs: Jobs,
     /// Units that were just started, and until when it is looked whether they stay.
     settling: BTreeMap<UnitName, Instant>,
     /// Failed asks: how many in a row, and not before when the next.
@@ -102,26 +105,19 @@ pub(super) struct Units {
     tasks: JoinSet<Finished>,
     /// The hub is not this machine's, and that was said.
     doubted: bool,
-    states: watch::Sender<States>,
+    reports: watch::Sender<Report>,
     fence: Fence,
     /// Whether a fenced unit is alive here.
     fenced: watch::Sender<bool>,
     inputs: Inputs,
 }
 
-/// A start under way.
-struct Starting {
-    since: Instant,
-    /// Whether the job has ended.
-    ended: bool,
-}
-
 /// What came of something that took time.
 enum Finished {
     Loaded(BTreeMap<UnitName, Result<File, String>>),
     Unloaded(BTreeMap<UnitName, Result<(), String>>),
-    Started(UnitName, u64, Result<(), SystemdError>),
-    Stopped(UnitName, Result<(), SystemdError>),
+    Started(UnitName, u64, Result<u32, SystemdError>),
+    Stopped(UnitName, Result<u32, SystemdError>),
     Read(Result<HashMap<UnitName, State>, SystemdError>),
     Armed(Result<(), String>),
 }
@@ -153,14 +149,14 @@ impl Units {
             seen: BTreeMap::new(),
             errors: BTreeMap::new(),
             busy: BTreeSet::new(),
-            starting: BTreeMap::new(),
+            jobs: Jobs::default(),
             settling: BTreeMap::new(),
             failures: BTreeMap::new(),
             reading: BTreeSet::new(),
             read_again: None,
             tasks: JoinSet::new(),
             doubted: false,
-            states: watch::Sender::new(States::new()),
+            reports: watch::Sender::new(Report::default()),
             fence: Fence::new(inputs.acknowledged.clone()),
             fenced: watch::Sender::new(false),
             inputs,
@@ -181,7 +177,8 @@ impl Units {
         // Both end with this task.
         let mut writers = JoinSet::new();
         let (machine, store) = (self.machine.clone(), self.store.clone());
-        writers.spawn(states::publish(machine, store, self.inputs.admitted.clone(), self.states.subscribe()));
+        let (admitted, quiet) = (self.inputs.admitted.clone(), self.inputs.quiet.clone());
+        writers.spawn(states::publish(machine, store, admitted, self.reports.subscribe(), quiet));
         writers.spawn(notes::remember(self.remember.subscribe()));
         let mut schedule: Option<(Follow, LeaseId)> = None;
         let mut resync = tokio::time::interval(RESYNC);
@@ -230,8 +227,7 @@ impl Units {
                 Some(finished) = self.tasks.join_next() => self.finished(finished?),
                 _ = resync.tick() => {
                     self.stale.extend(self.known().cloned().collect::<Vec<_>>());
-                    // systemd's word that a job has ended can be lost as well.
-                    self.starting.values_mut().for_each(|start| start.ended |= start.since.elapsed() >= RESYNC);
+                    self.jobs.give_up(RESYNC);
                     self.look_for_clashes();
                 }
                 () = sleep_until(retry), if retry.is_some() => {}
@@ -343,17 +339,16 @@ impl Units {
         let ours = |units: &Self, unit: &UnitName| units.known().any(|known| known == unit);
         match event {
             Event::State { unit, load, active, sub } if ours(self, &unit) => {
-                self.distrust_reading(&unit);
-                let state = self.seen.entry(unit).or_insert_with(|| State {
-                    load: "loaded".to_owned(),
-                    active: "inactive".to_owned(),
-                    sub: "dead".to_owned(),
+                // It may be older than what was read last, so it is asked, and not taken over.
+                let same = |word: Option<String>, seen: &str| word.is_none_or(|word| word == seen);
+                let known = self.seen.get(&unit).is_some_and(|seen| {
+                    same(load, &seen.load) && same(active, &seen.active) && same(sub, &seen.sub)
                 });
-                state.load = load.unwrap_or_else(|| state.load.clone());
-                state.active = active.unwrap_or_else(|| state.active.clone());
-                state.sub = sub.unwrap_or_else(|| state.sub.clone());
+                if self.reading.remove(&unit) || !known {
+                    self.stale.insert(unit);
+                }
             }
-            Event::Job { unit, result } if ours(self, &unit) => {
+            Event::Job { id, unit, result } if ours(self, &unit) => {
                 match result.as_str() {
                     "dependency" => {
                         let text = "a unit that it requires did not start (Requires=, BindsTo=)";
@@ -368,13 +363,11 @@ impl Units {
                     }
                     _ => {}
                 }
-                if let Some(start) = self.starting.get_mut(&unit) {
-                    start.ended = true;
-                    if self.files.get(&unit).is_some_and(|file| file.hasty) {
-                        self.settling.insert(unit.clone(), Instant::now() + SETTLING);
-                    }
+                if self.jobs.ended(&unit, id) && self.files.get(&unit).is_some_and(|file| file.hasty) {
+                    self.settling.insert(unit.clone(), Instant::now() + SETTLING);
                 }
-                self.distrust_reading(&unit);
+                // The answer under way may be from before.
+                self.reading.remove(&unit);
                 self.stale.insert(unit);
             }
             Event::Gone { unit } if ours(self, &unit) => {
@@ -385,19 +378,11 @@ impl Units {
         }
     }
 
-    /// The answer under way may be older than what systemd just said.
-    fn distrust_reading(&mut self, unit: &UnitName) {
-        if self.reading.remove(unit) {
-            self.stale.insert(unit.clone());
-        }
-    }
-
     fn activity(&self, unit: &UnitName) -> Activity {
         // A unit of the machine's own under that name is not ours to stop.
         let seen = self.seen.get(unit).filter(|_| !self.clashes.contains_key(unit));
         let seen = seen.map_or(Activity::Dead, |state| Activity::from_active_state(&state.active));
-        // Until its state was read after a start, "inactive" is from before that.
-        if seen == Activity::Dead && self.starting.contains_key(unit) { Activity::Alive } else { seen }
+        self.jobs.activity(unit, seen)
     }
 
     /// Units whose names the machine's owner has taken since they were loaded.
@@ -488,7 +473,7 @@ impl Units {
                 }
                 (Ask::Start, Some(wanted)) => {
                     let launch = wanted.launch;
-                    self.starting.insert(unit.clone(), Starting { since: Instant::now(), ended: false });
+                    self.jobs.start(&unit);
                     info!(%unit, "start");
                     let systemd = self.systemd.clone();
                     self.tasks.spawn(async move {
@@ -497,11 +482,7 @@ impl Units {
                     });
                 }
                 (Ask::Stop, _) => {
-                    self.starting.remove(&unit);
-                    // Until systemd says so itself, so that it is not asked twice.
-                    if let Some(state) = self.seen.get_mut(&unit) {
-                        state.active = "deactivating".to_owned();
-                    }
+                    self.jobs.stop(&unit);
                     info!(%unit, "stop");
                     let systemd = self.systemd.clone();
                     self.tasks.spawn(async move {
@@ -568,7 +549,7 @@ impl Units {
                             self.files.remove(&unit);
                             self.clashes.remove(&unit);
                             self.seen.remove(&unit);
-                            self.starting.remove(&unit);
+                            self.jobs.forget(&unit);
                             self.stale.remove(&unit);
                         }
                         Err(error) => self.failed(unit, &error),
@@ -579,15 +560,16 @@ impl Units {
             Finished::Started(unit, launch, outcome) => {
                 self.busy.remove(&unit);
                 match outcome {
-                    Ok(()) => {
+                    Ok(job) => {
                         self.succeeded(&unit);
+                        self.jobs.queued(&unit, job);
                         if let Some(done) = self.done.get_mut(&unit) {
                             (done.launch, done.rested) = (launch, false);
                         }
                         self.notes.write(&self.done);
                     }
                     Err(error) => {
-                        self.starting.remove(&unit);
+                        self.jobs.forget(&unit);
                         self.stale.insert(unit.clone());
                         self.failed(unit, &error.to_string());
                     }
@@ -596,8 +578,13 @@ impl Units {
             Finished::Stopped(unit, outcome) => {
                 self.busy.remove(&unit);
                 match outcome {
-                    Ok(()) => self.succeeded(&unit),
+                    Ok(job) => {
+                        self.succeeded(&unit);
+                        self.jobs.queued(&unit, job);
+                        self.stale.insert(unit);
+                    }
                     Err(error) => {
+                        self.jobs.forget(&unit);
                         self.stale.insert(unit.clone());
                         self.failed(unit, &error.to_string());
                     }
@@ -608,7 +595,7 @@ impl Units {
                 let asked = std::mem::take(&mut self.reading);
                 match outcome {
                     Ok(mut states) => {
-                        self.starting.retain(|unit, start| !(start.ended && asked.contains(unit)));
+                        self.jobs.read(&asked);
                         let states = asked.into_iter().filter_map(|unit| {
                             let state = states.remove(&unit)?;
                             Some((unit, state))

@@ -122,6 +122,14 @@ pub(crate) async fn a_prefix_ends_where_it_says(backend: &mut Backend) {
     assert_eq!(keys(&store.list("/ab").await.unwrap()), ["/ab"]);
     assert_eq!(store.list("/a").await.unwrap().items.len(), 7);
     assert!(store.list("/a//").await.unwrap().items.is_empty());
+    assert_eq!(keys(&store.list("/a/".."/a0").await.unwrap()), ["/a/", "/a/b", "/a/b/c"]);
+    assert_eq!(keys(&store.list("/a/b".."/b").await.unwrap()), ["/a/b", "/a/b/c", "/a0", "/ab"]);
+    let mut watch = store.watch("/a/b".."/b", Revision(0)).await.unwrap();
+    for key in ["/a/", "/b", "/ab"] {
+        store.put(key, "2", None).await.unwrap();
+    }
+    let changes = watch.next().await.unwrap().changes;
+    assert_eq!(changes.iter().map(registry::Change::key).collect::<Vec<_>>(), ["/ab"]);
 }
 
 pub(crate) async fn the_empty_prefix_is_everything(backend: &mut Backend) {

@@ -27,6 +27,11 @@ impl Presence {
         Self { id, record, admitted: None, written: None, busy: false }
     }
 
+    /// Whether the hub knows that the machine leaves.
+    pub fn has_told_of_leaving(&self) -> bool {
+        self.written.as_ref().is_some_and(|(_, record)| record.leaving)
+    }
+
     pub fn act(&mut self, lease: Option<LeaseId>, ctx: &mut Context<'_>) {
         let Some(lease) = lease else {
             self.admitted = None;
@@ -125,6 +130,11 @@ impl Publisher {
             (self.busy, self.writing) = (true, wanted.clone());
             ctx.call(Purpose::StatesWritten, Request::Commit { guards: vec![], writes });
         }
+    }
+
+    /// Whether the hub has all of these, under this lease.
+    pub fn has_told(&self, lease: Option<LeaseId>, wanted: &States) -> bool {
+        lease.is_some() && self.under == lease && !self.busy && self.published == *wanted
     }
 
     pub fn listed(&mut self, lease: LeaseId, answer: Result<Answer, Failure>, ctx: &mut Context<'_>) {

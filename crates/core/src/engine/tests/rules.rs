@@ -315,6 +315,91 @@ fn a_fenced_unit_that_may_be_starting_is_waited_for() {
 }
 
 #[test]
+fn a_machine_that_shuts_down_is_left_at_once() {
+    let mut world = World::with_machines(4);
+    for n in 1..=4 {
+        world.start(&format!("app@{n}.service"), "");
+        world.start(&format!("side@{n}.service"), "MachineOf=app@%i.service");
+    }
+    world.start("g.service", "Global=true");
+    let first = world.at("app@1.service").expect("placed");
+    let done = world.leave(first);
+    assert_eq!((done.scheduled.len(), done.unscheduled.len()), (2, 3), "{done:?}");
+    assert!(world.at("app@1.service").is_some_and(|at| at != first), "while it is still there");
+    assert_eq!(world.at("app@1.service"), world.at("side@1.service"));
+    world.start("late.service", &format!("MachineID={}", id(first).short()));
+    assert_eq!(world.why("late.service", first), "the machine shuts down");
+    // Most machines at once, all of them on purpose: nothing to wait for.
+    let second = world.at("app@2.service").expect("placed");
+    let third = (1..=4).find(|n| ![first, second].contains(n)).expect("four");
+    for n in [second, third] {
+        world.leave(n);
+    }
+    for n in [first, second, third] {
+        assert!(world.kill(n).is_empty(), "nothing was there any more");
+    }
+    assert!(!world.notices.iter().any(|notice| matches!(notice, Notice::Holding(_))));
+    let on: BTreeSet<_> = (1..=4).map(|n| world.at(&format!("app@{n}.service"))).collect();
+    assert_eq!(on.len(), 1, "all on the last one: {on:?}");
+    assert_eq!(world.boot(first, &[]).scheduled.len(), 2, "the global unit, and the one that waited for it");
+}
+
+#[test]
+fn a_fenced_unit_follows_when_its_machine_that_shuts_down_calls_it_dead() {
+    let mut world = World::with_machines(3);
+    world.start("db.service", STOP);
+    let home = world.at("db.service").expect("placed");
+    world.report("db.service", home, "active");
+    world.leave(home);
+    assert_eq!(world.at("db.service"), None);
+    world.report("db.service", home, "deactivating");
+    assert_eq!(world.at("db.service"), None);
+    world.report("db.service", home, "inactive");
+    let second = world.at("db.service").expect("at once, and not after the fence");
+    assert_ne!(second, home);
+    // The next one says good-bye while the unit still stops.
+    world.report("db.service", second, "active");
+    world.leave(second);
+    world.kill(second);
+    assert_eq!(world.at("db.service"), None);
+    world.advance(FENCE - Duration::from_millis(1));
+    assert_eq!(world.at("db.service"), None);
+    world.advance(Duration::from_millis(1));
+    assert!(world.at("db.service").is_some_and(|at| at != second));
+}
+
+#[test]
+fn who_says_good_bye_before_anybody_has_looked_is_not_asked_after() {
+    // A leader of this moment, before which no machine counts as gone.
+    let mut world = World::with_machines(3);
+    world.start("web.service", "");
+    let home = world.at("web.service").expect("placed");
+    let mut record = world.cluster.machines[&id(home)].clone();
+    record.leaving = true;
+    world.engine = Engine::new(Revision(8), world.now.after(HOLD));
+    world.step(Event::Hub(world.cluster.deltas()));
+    let both = vec![Delta::Machine(id(home), Some(record)), Delta::Machine(id(home), None)];
+    world.cluster.delete(&keys::machine(&id(home)));
+    world.step(Event::Hub(both));
+    assert!(world.at("web.service").is_some_and(|at| at != home));
+}
+
+#[test]
+fn a_fence_begins_anew_when_the_machine_that_was_told_to_stop_is_lost() {
+    let mut world = World::with_machines(2);
+    world.start("db.service", STOP);
+    let home = world.at("db.service").expect("placed");
+    world.maintain(home, Some(Maintenance::Draining));
+    world.advance(FENCE / 2);
+    // It never heard of it: its own fence begins with its lease's end.
+    world.kill(home);
+    world.advance(FENCE - Duration::from_millis(1));
+    assert_eq!(world.at("db.service"), None);
+    world.advance(Duration::from_millis(1));
+    assert!(world.at("db.service").is_some_and(|at| at != home));
+}
+
+#[test]
 fn a_changed_unit_is_updated_where_it_is() {
     let mut world = World::with_machines(3);
     world.start("a.service", "");

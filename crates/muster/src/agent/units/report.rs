@@ -3,7 +3,10 @@
 //! Invariant: a state is told only when it was read after whatever the agent did last; until then the last one
 //! that was told stands.
 
-use super::{super::states::States, Units};
+use super::{
+    super::states::{Report, States},
+    Units,
+};
 use model::{RECORD_VERSION, UnitName, UnitState};
 use muster_core::agent::Activity;
 use systemd::State;
@@ -15,14 +18,16 @@ impl Units {
         let told = |unit: &&UnitName| !self.stale.contains(*unit) && !self.reading.contains(*unit);
         let state = |unit: &UnitName| Some((unit.clone(), self.state(unit)?));
         let mut states: States = self.known().filter(told).filter_map(state).collect();
-        self.states.send_if_modified(|current| {
+        let last = *self.inputs.leaving.borrow();
+        self.reports.send_if_modified(|current| {
             for unit in self.stale.iter().chain(&self.reading) {
-                if let Some(before) = current.get(unit) {
+                if let Some(before) = current.states.get(unit) {
                     states.insert(unit.clone(), before.clone());
                 }
             }
-            let changed = *current != states;
-            *current = states;
+            let report = Report { states, last };
+            let changed = *current != report;
+            *current = report;
             changed
         });
     }
@@ -39,7 +44,7 @@ impl Units {
         };
         let dead = seen.is_none_or(|state| Activity::from_active_state(&state.active) == Activity::Dead);
         // Not "active" and a moment later something else: the job has to be over, and the process has to stay.
-        let starts = self.starting.contains_key(unit) || (!dead && self.settling.contains_key(unit));
+        let starts = self.jobs.starts(unit) || (!dead && self.settling.contains_key(unit));
         Some(UnitState {
             v: RECORD_VERSION,
             load: if done.is_some() { word(|s| &s.load, "loaded") } else { "error".to_owned() },
