@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use unit::Requirements;
 
 mod delta;
-pub use delta::{Delta, UnitDelta};
+pub use delta::{Delta, Said, UnitDelta};
 
 /// Who leads the cluster: the value of [`keys::LEADER`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,7 +209,7 @@ impl Cluster {
         }
         for (name, machines) in &self.states {
             let on = machines.iter();
-            deltas.extend(on.map(|(id, s)| Delta::State(id.clone(), name.clone(), s.is_running())));
+            deltas.extend(on.map(|(id, s)| Delta::State(id.clone(), name.clone(), s.into())));
         }
         deltas
     }

@@ -149,6 +149,9 @@ pub struct Engine {
     waiting: BTreeSet<U>,
     /// Units with `OnPartition=stop` that may still run on a machine that is gone, and until when.
     fenced: BTreeMap<U, (M, Timestamp)>,
+    /// Start orders of units with `OnPartition=stop` that were taken off a machine while they ran there, as long as they
+    /// do.
+    told: BTreeMap<(U, M), u64>,
     /// Orders to move a unit.
     moves: BTreeMap<U, MachineId>,
     /// Machines that are present, but late.
@@ -182,6 +185,7 @@ impl Engine {
             queue: BTreeMap::new(),
             waiting: BTreeSet::new(),
             fenced: BTreeMap::new(),
+            told: BTreeMap::new(),
             moves: BTreeMap::new(),
             overdue: BTreeSet::new(),
             probed: BTreeSet::new(),

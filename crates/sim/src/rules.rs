@@ -337,8 +337,8 @@ impl Rules {
             self.gone_since.get(*id).is_some_and(|since| now - *since > DECISION && *since <= alone)
         };
         let scheduled: BTreeSet<_> = self.truth.schedule.values().flat_map(|on| on.keys()).collect();
-        let later =
-            scheduled.iter().filter(|id| self.gone_since.get(**id).is_some_and(|since| *since > alone));
+        // Whoever went later was there then, with units or without.
+        let later = self.gone_since.values().filter(|since| **since > alone);
         let left = self.truth.machines.len() + later.count();
         let gone = scheduled.into_iter().filter(|id| !self.left.contains(*id)).filter(long).count();
         gone <= 1 || gone <= left

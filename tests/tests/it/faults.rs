@@ -99,11 +99,7 @@ fn a_hub_that_is_away_stops_nothing_and_nobody_is_declared_dead_when_it_is_back(
     thread::sleep(Duration::from_secs(15));
     let m2 = cluster.lab.machine("m2").expect("known");
     let verdict = m2.exec(&["muster", "list-units"]).expect("runs");
-    assert!(
-        !verdict.success() && verdict.stderr.contains("the hub at http://10.96.0.1:2379"),
-        "{}",
-        verdict.stderr
-    );
+    assert!(!verdict.success() && verdict.stderr.contains("the hub at http://"), "{}", verdict.stderr);
     let page = cluster.page().expect("nginx serves on");
     assert!(page.contains("someapp@"));
     m1.exec_ok(&["systemctl", "start", "muster"]).expect("started");

@@ -17,6 +17,8 @@ mod maintenance;
 mod on_etcd;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
+/// fleet's functional tests of scheduling, told anew, and where all the others are.
+mod scheduling;
 /// A hub with certificates and users.
 mod secured;
 /// The story, step by step.

@@ -24,10 +24,31 @@ pub enum Delta {
     Unit(UnitName, Option<UnitDelta>),
     /// What a machine must do with a unit.
     Schedule(MachineId, UnitName, Option<ScheduleRecord>),
-    /// Whether anything of a unit runs on a machine.
-    State(MachineId, UnitName, bool),
+    /// What a machine says of a unit.
+    State(MachineId, UnitName, Said),
     /// An order to move a unit to a machine.
     Move(UnitName, Option<MachineId>),
+}
+
+/// What a machine says of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// It has no such unit.
+    Nothing,
+    /// Something of it runs.
+    Runs,
+    /// Nothing of it runs, and this is the start order that was carried out last. A fence that stops a unit takes that
+    /// back.
+    Stands {
+        /// The order's number; 0 for none.
+        launch: u64,
+    },
+}
+
+impl From<&UnitState> for Said {
+    fn from(state: &UnitState) -> Self {
+        if state.is_running() { Self::Runs } else { Self::Stands { launch: state.launch } }
+    }
 }
 
 /// A unit's record without its text.
@@ -79,7 +100,7 @@ impl Delta {
             Place::Schedule(machine, name) => Self::Schedule(machine, name, record(value)?),
             Place::State(machine, name) => {
                 let state = record::<UnitState>(value)?;
-                Self::State(machine, name, state.is_some_and(|state| state.is_running()))
+                Self::State(machine, name, state.as_ref().map_or(Said::Nothing, Said::from))
             }
             Place::Move(name) => Self::Move(name, record::<MoveRecord>(value)?.map(|order| order.to)),
             Place::Leader | Place::Other => return Ok(None),

@@ -365,6 +365,12 @@ impl Engine {
         if self.may_be_starting(u, m) {
             self.fenced.insert(u, (m, now.after(FENCE)));
         }
+        let entry = &self.state[u];
+        if entry.rules().stop && self.state.alive.contains(&(u, m)) {
+            let mut orders = entry.places.iter().filter(|(machine, _)| *machine == m).map(|(_, order)| order);
+            let order = orders.next().filter(|order| order.desired == DesiredState::Launched);
+            self.told.extend(order.map(|order| ((u, m), order.launch)));
+        }
         self.state.unplace(u, m, now);
         let (unit, machine) = (self.state[u].name.clone(), self.state[m].id.clone());
         self.out.push(Effect::Unschedule { unit, machine, why });

@@ -10,7 +10,7 @@ use super::{
     reason::{Reason, Removal},
     state::{Host, M, Order, U},
 };
-use crate::cluster::Delta;
+use crate::cluster::{Delta, Said};
 use model::{DesiredState, MachineId, Timestamp};
 use std::collections::BTreeSet;
 
@@ -92,8 +92,12 @@ impl Engine {
                     self.dirty.insert(u);
                     self.touch_followers(u);
                 }
-                Delta::State(id, name, alive) => {
+                Delta::State(id, name, said) => {
                     let (m, u) = (self.state.host(&id), self.state.unit(&name));
+                    let alive = said == Said::Runs;
+                    if !alive {
+                        self.has_stopped(u, m, said, now);
+                    }
                     if self.state.set_alive(u, m, alive) && !alive && self.state[u].rules().stop {
                         self.dirty.insert(u);
                     }
@@ -151,6 +155,15 @@ impl Engine {
             held.for_each(|(_, until)| *until = now.after(FENCE));
         }
         self.forget_host(m);
+    }
+
+    /// What was stopped by its fence before the machine learned that it goes elsewhere may start there again.
+    fn has_stopped(&mut self, u: U, m: M, said: Said, now: Timestamp) {
+        let (Some(told), Said::Stands { launch }) = (self.told.remove(&(u, m)), said) else { return };
+        let host = &self.state[m];
+        if launch < told && host.present && !host.leaving {
+            self.fenced.insert(u, (m, now.after(FENCE)));
+        }
     }
 
     fn forget_host(&mut self, m: M) {

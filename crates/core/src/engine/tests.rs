@@ -140,13 +140,17 @@ impl World {
     }
 
     pub(super) fn report(&mut self, unit: &str, n: u32, active: &str) -> Done {
+        self.report_launch(unit, n, active, 1)
+    }
+
+    pub(super) fn report_launch(&mut self, unit: &str, n: u32, active: &str, launch: u64) -> Done {
         let state = UnitState {
             v: 1,
             load: "loaded".into(),
             active: active.into(),
             sub: String::new(),
             hash: String::new(),
-            launch: 1,
+            launch,
             error: None,
         };
         self.put(&keys::state(&id(n), &name(unit)), &state)

@@ -431,7 +431,8 @@ impl Units {
         }
     }
 
-    /// Keeps the fence's note in step, and starts again what the fence has stopped and still belongs here.
+    /// Keeps the fence's note in step. The order of what the fence has stopped counts as not carried out from the first
+    /// time on that the hub is told of it: it may start here again, as soon as the lease is good.
     fn mind_the_fence(&mut self) {
         let fenced = self.done.iter().filter(|(_, done)| done.fenced);
         let fenced: BTreeSet<_> = fenced.map(|(unit, _)| unit.clone()).collect();
@@ -441,9 +442,6 @@ impl Units {
         }
         let alive = fenced.iter().any(|unit| self.activity(unit) != Activity::Dead);
         self.fenced.send_if_modified(|before| std::mem::replace(before, alive) != alive);
-        if self.trust() != Trust::Leased {
-            return;
-        }
         let dead = fenced.into_iter().filter(|unit| self.activity(unit) == Activity::Dead);
         let stopped: Vec<_> = dead.filter(fence::was_stopped).collect();
         for unit in &stopped {

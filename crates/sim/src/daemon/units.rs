@@ -197,7 +197,7 @@ impl Units {
         self.publish();
     }
 
-    /// Keeps the fence's note in step, and starts again what the fence has stopped and still belongs here.
+    /// Keeps the fence's note in step, and counts the order of what the fence has stopped as not carried out.
     fn mind_the_fence(&mut self, acknowledged: Option<(LeaseId, Time)>, ctx: &mut Context<'_>) -> Trust {
         let fenced = self.done.iter().filter(|(_, done)| done.fenced).map(|(unit, _)| unit.clone());
         let units: BTreeSet<_> = fenced.collect();
@@ -211,9 +211,6 @@ impl Units {
             ctx.out.push(Output::Arm);
         }
         let trust = self.trust(acknowledged, ctx.now);
-        if trust != Trust::Leased {
-            return trust;
-        }
         let mut stopped = false;
         for unit in units {
             if self.activity(&unit) == Activity::Dead && ctx.marks.remove(&unit) {

@@ -385,6 +385,23 @@ fn who_says_good_bye_before_anybody_has_looked_is_not_asked_after() {
 }
 
 #[test]
+fn a_unit_that_its_fence_stopped_may_start_where_it_was() {
+    let mut world = World::with_machines(2);
+    world.start("db.service", STOP);
+    let home = world.at("db.service").expect("placed");
+    world.report("db.service", home, "active");
+    world.maintain(home, Some(Maintenance::Draining));
+    // Its machine has not heard of that, and the hub's news of the stop are older than the next start.
+    world.report_launch("db.service", home, "inactive", 0);
+    assert_eq!(world.at("db.service"), None);
+    world.report("db.service", home, "active");
+    world.advance(FENCE);
+    assert_eq!(world.at("db.service"), None, "it did");
+    world.report("db.service", home, "inactive");
+    assert!(world.at("db.service").is_some_and(|at| at != home));
+}
+
+#[test]
 fn a_fence_begins_anew_when_the_machine_that_was_told_to_stop_is_lost() {
     let mut world = World::with_machines(2);
     world.start("db.service", STOP);
