@@ -27,7 +27,7 @@ pub struct Figure {
     pub what: &'static str,
     /// The samples, in `unit`.
     pub samples: Vec<f64>,
-    /// `s`, `ms` or `MB`.
+    /// `s`, `ms`, `MB` or `%`.
     pub unit: &'static str,
     /// What the older system took, and which.
     pub peer: String,
@@ -50,11 +50,15 @@ impl Figure {
     pub fn show(&self) -> String {
         let mut sorted = self.samples.clone();
         sorted.sort_by(f64::total_cmp);
-        let digits = if self.unit == "s" { 2 } else { 0 };
+        let digits = if matches!(self.unit, "s" | "%") { 2 } else { 0 };
         let number = |value: f64| format!("{value:.digits$}");
         match sorted.as_slice() {
             [] => "not measured".to_owned(),
             [one] => format!("{} {}", number(*one), self.unit),
+            many if many.len() >= 20 => {
+                let rank = |share: usize| number(many[(many.len() * share).div_ceil(100) - 1]);
+                format!("p50 {}, p99 {} {} ({} runs)", rank(50), rank(99), self.unit, many.len())
+            }
             [first, .., last] => {
                 let middle = number(sorted[sorted.len() / 2]);
                 format!(
@@ -153,11 +157,106 @@ pub fn hundred(cluster: &Cluster, runs: usize) -> Result<Vec<Figure>> {
     ])
 }
 
+/// What 100 units that run and do nothing cost the daemons in `time`, in hundredths of a processor: m1's with hub,
+/// API and nginx role, and the others' with neither.
+pub fn idle(cluster: &Cluster, time: Duration) -> Result<Vec<Figure>> {
+    cluster.m1().write_file("/root/triv@.service", TRIVIAL, 0o644)?;
+    cluster.sh("muster submit triv@.service")?;
+    cluster.muster(&["start", "triv@{1..100}"])?;
+    // What starting them still brings about is over by then.
+    thread::sleep(Duration::from_secs(2));
+    let machines = cluster.lab.machines();
+    let used = || machines.iter().map(processor_time).collect::<Result<Vec<_>>>();
+    let (before, start) = (used()?, Instant::now());
+    thread::sleep(time);
+    let (after, passed) = (used()?, start.elapsed());
+    cluster.muster(&["destroy", "triv@{1..100}"])?;
+    let share = |(before, after): (&Duration, &Duration)| {
+        after.saturating_sub(*before).as_secs_f64() / passed.as_secs_f64() * 100.0
+    };
+    let mut samples: Vec<_> = before.iter().zip(&after).map(share).collect();
+    let rest = samples.split_off(1.min(samples.len()));
+    let figure = |what, samples, peer: &str| Figure {
+        what,
+        samples,
+        unit: "%",
+        peer: peer.to_owned(),
+        target: "≤ 0.3 %",
+    };
+    Ok(vec![
+        figure("processor, 100 units idle, all roles", samples, "fleetd 1.1 % + etcd 1.6 %"),
+        figure("processor, 100 units idle, agent", rest, "fleetd 0.4 %"),
+    ])
+}
+
+/// What the daemon has used since it began.
+fn processor_time(machine: &Machine) -> Result<Duration> {
+    let script = "cat /proc/$(systemctl show --property=MainPID --value muster)/task/*/schedstat";
+    let text = machine.exec_ok(&["sh", "-c", script])?;
+    let nanos = text.lines().filter_map(|line| line.split(' ').next()?.parse::<u64>().ok());
+    Ok(Duration::from_nanos(nanos.sum()))
+}
+
+/// The machine whose engine leads.
+fn leader(cluster: &Cluster) -> Result<Option<Machine>> {
+    let Ok(record) = cluster.muster(&["kv", "get", "/muster/v1/engine/leader"]) else { return Ok(None) };
+    let ids = cluster.list("machines")?;
+    let named = ids.iter().find(|row| row["id"].as_str().is_some_and(|id| record.contains(id)));
+    let name = named.and_then(|row| row["name"].as_str());
+    Ok(name.map(|name| cluster.lab.machine(name)).transpose()?)
+}
+
+/// The leader's daemon is killed and does not come back; until another machine leads. m1 has the hub, so whenever it
+/// leads it is made to give that up first.
+pub fn leader_kill(cluster: &Cluster, runs: usize) -> Result<Figure> {
+    let mut samples = Vec::new();
+    for _ in 0..runs {
+        let mut first = None;
+        eventually("another machine than m1 leads", || {
+            first = leader(cluster)?.filter(|machine| machine.name() != "m1");
+            if first.is_none() {
+                cluster.muster(&["kv", "rm", "/muster/v1/engine/leader"]).ok();
+                thread::sleep(Duration::from_millis(500));
+            }
+            Ok(first.is_some())
+        })?;
+        let first = first.context("it leads")?;
+        // It goes on for a moment after it was elected.
+        thread::sleep(Duration::from_secs(1));
+        first.exec_ok(&["systemctl", "mask", "--runtime", "--quiet", "muster"])?;
+        let start = Instant::now();
+        first.exec_ok(&["systemctl", "kill", "--signal=KILL", "--kill-who=main", "muster"])?;
+        eventually("another one leads", || {
+            Ok(leader(cluster)?.is_some_and(|machine| machine.name() != first.name()))
+        })?;
+        samples.push(start.elapsed());
+        first.exec_ok(&["sh", "-c", "systemctl unmask --runtime --quiet muster; systemctl start muster"])?;
+        let machines = cluster.lab.machines().len();
+        eventually("the machine is back", || Ok(cluster.list("machines")?.len() == machines))?;
+    }
+    Ok(Figure::seconds("leader killed until another leads", samples, "fleet ≤ 12 s", "≤ 2 s"))
+}
+
 /// The power of `victim` is cut; until each of `units` is active on another machine.
 pub fn power_cut(cluster: &Cluster, victim: &Machine, units: &[String]) -> Result<Duration> {
+    until_elsewhere(cluster, victim, units, || Ok(victim.kill()?))
+}
+
+/// `victim` is told to shut down; until each of `units` is active on another machine.
+pub fn orderly_stop(cluster: &Cluster, victim: &Machine, units: &[String]) -> Result<Duration> {
+    let shut_down = || Ok(victim.exec_ok(&["systemctl", "--no-block", "poweroff"]).map(drop)?);
+    until_elsewhere(cluster, victim, units, shut_down)
+}
+
+fn until_elsewhere(
+    cluster: &Cluster,
+    victim: &Machine,
+    units: &[String],
+    end: impl FnOnce() -> Result<()>,
+) -> Result<Duration> {
     let start = Instant::now();
-    victim.kill()?;
-    eventually("the dead machine's units are active elsewhere", || {
+    end()?;
+    eventually("the machine's units are active elsewhere", || {
         let running = cluster.units()?;
         let elsewhere = |unit: &String| {
             running.iter().any(|row| {
@@ -176,6 +275,11 @@ pub fn power_cut(cluster: &Cluster, victim: &Machine, units: &[String]) -> Resul
 /// The row for [`power_cut`].
 pub fn power_cut_figure(samples: Vec<Duration>) -> Figure {
     Figure::seconds("power cut until its units are active elsewhere", samples, "fleet 28 s", "≤ 8 s")
+}
+
+/// The row for [`orderly_stop`].
+pub fn orderly_stop_figure(samples: Vec<Duration>) -> Figure {
+    Figure::seconds("orderly shutdown until its units are active elsewhere", samples, "fleet 5.1 s", "≤ 1 s")
 }
 
 /// A key is put, until nginx sends a request to the new address. `host` is the service's name for nginx on `machine`.

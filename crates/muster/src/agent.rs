@@ -104,8 +104,9 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     let (subnet, subnets) = watch::channel(None::<Subnet>);
     let metadata = watch::Sender::new(machine.config.machine.metadata.clone());
     let admitted = watch::Sender::new(None);
-    // The machine shuts down; nothing is started any more, and the hub has all states; the hub has been told.
-    let [leaving, quiet, gone_soon] = std::array::from_fn(|_| watch::Sender::new(false));
+    // The machine shuts down; nothing is started any more, and the hub has all states; the hub has been told; good-bye
+    // was said.
+    let [leaving, quiet, gone_soon, left] = std::array::from_fn(|_| watch::Sender::new(false));
 
     let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
     if machine.config.overlay.enabled {
@@ -153,7 +154,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
 
     let mut announced = false;
     let mut departure =
-        Box::pin(departure::wait(systemd.clone(), fenced, &leaving, gone_soon.subscribe(), &session));
+        Box::pin(departure::wait(systemd.clone(), fenced, &leaving, gone_soon.subscribe(), &left, &session));
     let outcome = loop {
         tokio::select! {
             changed = overlay_ready.wait_for(|ready| *ready), if !announced => {
@@ -182,7 +183,14 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     if let Some(systemd) = &systemd
         && systemd.is_stopping().await
     {
-        let _ = tokio::time::timeout(departure::LONGEST, departure).await;
+        let mut left = left.subscribe();
+        let over = async {
+            tokio::select! {
+                _ = departure => {}
+                _ = left.wait_for(|left| *left) => {}
+            }
+        };
+        let _ = tokio::time::timeout(departure::LONGEST, over).await;
     } else {
         drop(departure);
     }

@@ -2,7 +2,7 @@
 //! table of the README.
 
 use anyhow::{Context, Result};
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 use story::{Cluster, measure};
 
 fn main() -> Result<()> {
@@ -26,17 +26,29 @@ fn run(cluster: &Cluster) -> Result<()> {
     figures.push(measure::put_to_nginx(cluster, 20)?);
     eprintln!("power cuts…");
     let mut cuts = Vec::new();
-    for victim in ["m2", "m3", "m4"].iter().cycle().take(9) {
+    let mut stops = Vec::new();
+    let (power_cuts, orderly_stops) = (20, 6);
+    for (round, victim) in ["m2", "m3", "m4"].iter().cycle().take(power_cuts + orderly_stops).enumerate() {
         let machine = cluster.lab.machine(victim)?;
         let units: Vec<_> =
             cluster.units()?.into_iter().filter(|row| row.machine == *victim).map(|row| row.unit).collect();
         if !units.is_empty() {
-            cuts.push(measure::power_cut(cluster, &machine, &units)?);
+            if round < power_cuts {
+                cuts.push(measure::power_cut(cluster, &machine, &units)?);
+            } else {
+                stops.push(measure::orderly_stop(cluster, &machine, &units)?);
+                story::eventually("the machine is down", || Ok(!machine.is_running()))?;
+            }
         }
         machine.start()?;
         story::eventually("the machine is back", || Ok(cluster.list("machines")?.len() == 4))?;
     }
     figures.push(measure::power_cut_figure(cuts));
+    figures.push(measure::orderly_stop_figure(stops));
+    eprintln!("leader kills…");
+    figures.push(measure::leader_kill(cluster, 5)?);
+    eprintln!("idle…");
+    figures.extend(measure::idle(cluster, Duration::from_secs(30))?);
     figures.extend(measure::memory(cluster)?);
     println!("{}", measure::plain(&figures));
     let text = format!(

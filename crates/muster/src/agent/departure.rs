@@ -21,13 +21,14 @@ const NOTICE: Duration = Duration::from_secs(1);
 /// Between looks whether the shutdown was called off.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Waits for the machine's shutdown and says good-bye. Then the daemon has nothing to do but to wait for its own
+/// Waits for the machine's shutdown, says good-bye, and tells `left`. Then the daemon has nothing to do but to wait for its own
 /// end; if the shutdown is called off it must begin anew, which the error says.
 pub(super) async fn wait(
     systemd: Option<Systemd>,
     fenced: Option<watch::Receiver<bool>>,
     leaving: &watch::Sender<bool>,
     mut announced: watch::Receiver<bool>,
+    left: &watch::Sender<bool>,
     session: &Session,
 ) -> anyhow::Error {
     let (Some(systemd), Some(mut fenced)) = (systemd, fenced) else { return std::future::pending().await };
@@ -49,6 +50,7 @@ pub(super) async fn wait(
         Ok(()) => info!("left the cluster"),
         Err(error) => warn!(%error, "could not say good-bye; the lease will end by itself"),
     }
+    left.send_replace(true);
     while systemd.is_stopping().await {
         tokio::time::sleep(LOOK).await;
     }
