@@ -11,6 +11,8 @@ mod bad_input;
 mod faults;
 /// fleet's functional tests of its command line and its API, told anew.
 mod fleet;
+/// What was wrong with fleet, one by one.
+mod known_faults;
 /// Draining, rebalancing, explaining.
 mod maintenance;
 /// The same on a real etcd.
