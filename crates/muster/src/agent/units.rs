@@ -97,9 +97,11 @@ pub(super) struct Units {
     settling: BTreeMap<UnitName, Instant>,
     /// Failed asks: how many in a row, and not before when the next.
     failures: BTreeMap<UnitName, (u32, Instant)>,
-    /// Units whose state must be read, and those being read.
+    /// Units whose state must be read, and those being read whose answer will be the newest.
     stale: BTreeSet<UnitName>,
     reading: BTreeSet<UnitName>,
+    /// An answer is awaited, even if nothing in it is wanted any more: a second question would get the first's answer.
+    asked: bool,
     /// After a failed reading: not before then.
     read_again: Option<Instant>,
     tasks: JoinSet<Finished>,
@@ -153,6 +155,7 @@ impl Units {
             settling: BTreeMap::new(),
             failures: BTreeMap::new(),
             reading: BTreeSet::new(),
+            asked: false,
             read_again: None,
             tasks: JoinSet::new(),
             doubted: false,
@@ -412,8 +415,8 @@ impl Units {
             self.perform(asks);
         }
         let may_read = self.read_again.is_none_or(|at| at <= Instant::now());
-        if self.reading.is_empty() && !self.stale.is_empty() && may_read {
-            self.read_again = None;
+        if !self.asked && !self.stale.is_empty() && may_read {
+            (self.read_again, self.asked) = (None, true);
             self.reading = std::mem::take(&mut self.stale);
             let (systemd, units) = (self.systemd.clone(), self.reading.clone());
             self.tasks.spawn(async move {
@@ -590,6 +593,7 @@ impl Units {
             }
             Finished::Armed(outcome) => self.fence.armed(outcome),
             Finished::Read(outcome) => {
+                self.asked = false;
                 let asked = std::mem::take(&mut self.reading);
                 match outcome {
                     Ok(mut states) => {

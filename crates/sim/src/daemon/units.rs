@@ -48,6 +48,8 @@ pub struct Units {
     failures: BTreeMap<UnitName, (u32, Time)>,
     stale: BTreeSet<UnitName>,
     reading: BTreeSet<UnitName>,
+    /// An answer is awaited.
+    asked: bool,
     /// The fence's note as it was written last, and whether the watcher runs.
     note: Note,
     watcher: Watcher,
@@ -78,6 +80,7 @@ impl Units {
             starting: BTreeMap::new(),
             failures: BTreeMap::new(),
             reading: BTreeSet::new(),
+            asked: false,
             note: notes.fence,
             watcher: Watcher::Off,
             states: States::new(),
@@ -190,7 +193,8 @@ impl Units {
             let asks = agent::plan(wanted, &self.done, trust, |unit| self.activity(unit), waits);
             self.perform(asks, ctx);
         }
-        if self.reading.is_empty() && !self.stale.is_empty() {
+        if !self.asked && !self.stale.is_empty() {
+            self.asked = true;
             self.reading = std::mem::take(&mut self.stale);
             ctx.out.push(Output::Systemd(message::Ask::States(self.reading.clone())));
         }
@@ -391,6 +395,7 @@ impl Units {
                 }
             }
             Said::States(states) => {
+                self.asked = false;
                 let asked = std::mem::take(&mut self.reading);
                 self.starting.retain(|unit, (_, ended)| !(*ended && asked.contains(unit)));
                 self.seen.extend(states.into_iter().filter(|(unit, _)| asked.contains(unit)));
