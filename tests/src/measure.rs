@@ -235,7 +235,7 @@ pub fn leader_kill(cluster: &Cluster, runs: usize) -> Result<Figure> {
         let machines = cluster.lab.machines().len();
         eventually("the machine is back", || Ok(cluster.list("machines")?.len() == machines))?;
     }
-    Ok(Figure::seconds("leader killed until another leads", samples, "fleet ≤ 12 s", "≤ 2 s"))
+    Ok(Figure::seconds("leader killed until another leads", samples, "fleet: a lease of 10 s", "≤ 2 s"))
 }
 
 /// The power of `victim` is cut; until each of `units` is active on another machine.
