@@ -106,6 +106,10 @@ enum Command {
     ///
     /// Example: muster restart someapp@3
     Restart(units::Restart),
+    /// Wait until units are active, or have ended, stopped or gone, whoever orders it.
+    ///
+    /// Example: muster wait --for ended --timeout 10m backup
+    Wait(units::Await),
     /// Stop units and take them off their machines; they stay known.
     ///
     /// Example: muster unload someapp@3
@@ -329,6 +333,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Start(verb) => verb.run(client, wait::Verb::Start).await,
         Command::Stop(verb) => verb.run(client, wait::Verb::Stop).await,
         Command::Restart(verb) => verb.run(client).await,
+        Command::Wait(verb) => verb.run(client).await,
         Command::Unload(verb) => verb.run(client, wait::Verb::Unload).await,
         Command::Destroy(verb) => verb.run(client, wait::Verb::Destroy).await,
         Command::Update(verb) => verb.run(client).await,

@@ -95,6 +95,19 @@ fn one_units_trouble_is_its_own_and_install_is_carried_out() {
     let left = home.exec_ok(&["sh", "-c", "ls -d /run/systemd/system/*.wants/* 2>/dev/null || true"]);
     assert!(!left.expect("asked").contains("side.service"), "disabled when it was unloaded");
 
+    // Whoever did not give the order can wait for what comes of it, and programs are told in JSON.
+    write(&cluster, "job.service", "[Service]\\nExecStart=/bin/sleep 2\\n");
+    cluster.sh("muster start --no-block job.service").expect("ordered");
+    let ended = cluster.muster(&["wait", "--for", "ended", "job.service"]).expect("it ends by itself");
+    assert!(ended.starts_with("Unit job.service has ended on m"), "{ended}");
+    let late = cluster.m1().exec(&["muster", "wait", "job.service", "--timeout", "5s"]).expect("runs");
+    assert!(late.stderr.contains("it has ended on m"), "{}", late.stderr);
+    assert_eq!(late.code(), 1);
+    let gone = cluster.muster(&["destroy", "-o", "json", "job.service"]).expect("destroyed");
+    let gone: serde_json::Value = serde_json::from_str(&gone).expect("JSON");
+    assert_eq!(gone, serde_json::json!({"done": ["job.service"], "failed": [], "triggered": []}));
+    cluster.muster(&["wait", "--for", "gone", "job.service"]).expect("it is");
+
     // The machine's owner takes a name: the unit is left alone from then on, and so is the owner's.
     cluster.muster(&["start", "good@1.service"]).expect("active");
     let home = cluster.home("good@1.service").expect("listed").expect("it runs");

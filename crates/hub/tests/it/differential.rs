@@ -58,27 +58,34 @@ impl Etcd {
     }
 
     async fn start_as(scheme: &str, dir: &Path, flags: &[&str], probe: Option<ConnectOptions>) -> Self {
-        let address = format!("127.0.0.1:{}", free_port());
-        let (client, peer) = (format!("{scheme}://{address}"), format!("http://127.0.0.1:{}", free_port()));
-        let cluster = format!("default={peer}");
-        let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(dir)
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &cluster, "--log-level", "error"])
-            .args(flags)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd runs (Debian: apt-get install etcd-server)");
-        let etcd = Self { child, address };
         let start = Instant::now();
-        while !Self::serves(&client, probe.clone()).await {
-            assert!(start.elapsed() < DEADLINE, "etcd does not come up");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        // A free port may be somebody else's by the time that etcd listens on it: then it ends, and other ports are tried.
+        loop {
+            let address = format!("127.0.0.1:{}", free_port());
+            let (client, peer) =
+                (format!("{scheme}://{address}"), format!("http://127.0.0.1:{}", free_port()));
+            let cluster = format!("default={peer}");
+            let child = Command::new("etcd")
+                .arg("--data-dir")
+                .arg(dir)
+                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                .args(["--initial-cluster", &cluster, "--log-level", "error"])
+                .args(flags)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("etcd runs (Debian: apt-get install etcd-server)");
+            let mut etcd = Self { child, address };
+            while etcd.child.try_wait().unwrap().is_none() {
+                if Self::serves(&client, probe.clone()).await {
+                    return etcd;
+                }
+                assert!(start.elapsed() < DEADLINE, "etcd does not come up");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert!(start.elapsed() < DEADLINE, "etcd ends again and again while starting");
         }
-        etcd
     }
 
     async fn serves(url: &str, probe: Option<ConnectOptions>) -> bool {

@@ -1,11 +1,12 @@
-//! Verbs that change units: `submit`, `load`, `start`, `stop`, `restart`, `unload`, `destroy`, and `cat`.
+//! Verbs that change units: `submit`, `load`, `start`, `stop`, `restart`, `unload`, `destroy`; `wait` and `cat`.
 //!
 //! A verb gives its order to the API, then [waits](super::wait) until the units are where the order wants them.
 //! Invariant: what is printed on stdout has happened.
 
 use super::{
-    names, output,
-    wait::{Ended, Verb, Wait, Why},
+    names,
+    output::{self, Format},
+    wait::{Ended, Goal, Verb, Wait, Why},
 };
 use anyhow::{Context, Result, bail};
 use api::{
@@ -14,6 +15,7 @@ use api::{
 };
 use clap::Args;
 use model::{DesiredState, UnitName};
+use serde::Serialize;
 use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Duration};
 
 /// Some units reached their goal, others did not.
@@ -43,6 +45,9 @@ pub struct Order {
     /// How long to wait.
     #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// How to say what came of it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
 }
 
 #[derive(Args)]
@@ -56,6 +61,9 @@ pub struct Halt {
     /// How long to wait.
     #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// How to say what came of it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
 }
 
 #[derive(Args)]
@@ -66,6 +74,42 @@ pub struct Restart {
     /// How long to wait, for the stop and for the start each.
     #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// How to say what came of it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Args)]
+pub struct Await {
+    /// Units.
+    #[arg(required = true)]
+    units: Vec<String>,
+    /// What to wait for.
+    #[arg(long = "for", value_enum, default_value_t)]
+    goal: Goal,
+    /// How long to wait.
+    #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// How to say what came of it.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// What came of an order, for programs.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    /// Units that are where the order wants them.
+    done: &'a [UnitName],
+    /// Those that are not, and why.
+    failed: Vec<Failure<'a>>,
+    /// Those whose order was given and not waited for.
+    triggered: &'a [UnitName],
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    unit: &'a UnitName,
+    why: String,
 }
 
 #[derive(Args)]
@@ -125,9 +169,10 @@ impl Order {
         let changed = order(client, &self.units, changes).await?;
         let names: Vec<_> = changed.into_iter().map(|unit| unit.name).collect();
         if self.no_block {
-            return triggered(&names, verb);
+            return triggered(&names, verb, self.output);
         }
-        finish(verb, &patient(client, self.timeout).until(&names, verb, tell).await?)
+        let wait = patient(client, self.timeout, self.output);
+        finish(verb, &wait.until(&names, verb, tell).await?, self.output)
     }
 }
 
@@ -149,9 +194,10 @@ impl Halt {
             want(client, &names, verb.desired()).await?;
         }
         if self.no_block {
-            return triggered(&names, verb);
+            return triggered(&names, verb, self.output);
         }
-        finish(verb, &patient(client, self.timeout).until(&names, verb, tell).await?)
+        let wait = patient(client, self.timeout, self.output);
+        finish(verb, &wait.until(&names, verb, tell).await?, self.output)
     }
 }
 
@@ -166,8 +212,23 @@ impl Restart {
                 Some(_) => {}
             }
         }
-        let ended = restart(client, &names, &known, &patient(client, self.timeout), tell).await?;
-        finish(Verb::Again, &ended)
+        let ended =
+            restart(client, &names, &known, &patient(client, self.timeout, self.output), tell).await?;
+        finish(Verb::Again, &ended, self.output)
+    }
+}
+
+impl Await {
+    pub async fn run(self, client: &Client) -> Result<ExitCode> {
+        let names: Vec<_> = names(&self.units)?.into_iter().map(|(_, name)| name).collect();
+        let known = desired(client).await?;
+        let ends = matches!(self.goal, Goal::Stopped | Goal::Gone);
+        if let Some(unknown) = names.iter().find(|name| !ends && !known.contains_key(*name)) {
+            bail!("unit {unknown} does not exist (see `muster list-unit-files`)");
+        }
+        let wait = Wait { stubborn: true, ..patient(client, self.timeout, self.output) };
+        let verb = Verb::Await(self.goal);
+        finish(verb, &wait.until(&names, verb, tell).await?, self.output)
     }
 }
 
@@ -219,21 +280,29 @@ impl Cat {
     }
 }
 
-fn patient(client: &Client, timeout: Duration) -> Wait<'_> {
-    Wait { client, timeout: Some(timeout), stubborn: false }
+fn patient(client: &Client, timeout: Duration, output: Format) -> Wait<'_> {
+    Wait { client, timeout: Some(timeout), stubborn: false, aloud: output == Format::Table }
 }
 
 fn tell(name: &UnitName, why: &Why) {
+    eprintln!("Unit {name} {}", said(why));
+}
+
+fn said(why: &Why) -> String {
     match why {
-        Why::Failed(why) => eprintln!("Unit {name} failed: {why}"),
-        Why::Stuck(why) => eprintln!("Unit {name} is not where it should be: {why}"),
+        Why::Failed(why) => format!("failed: {why}"),
+        Why::Stuck(why) => format!("is not where it should be: {why}"),
         Why::Late(after, seen) => {
-            eprintln!("Unit {name} is not there after {}: {seen}", humantime::format_duration(*after));
+            format!("is not there after {}: {seen}", humantime::format_duration(*after))
         }
     }
 }
 
-fn finish(verb: Verb, ended: &Ended) -> Result<ExitCode> {
+fn finish(verb: Verb, ended: &Ended, format: Format) -> Result<ExitCode> {
+    if format == Format::Json {
+        let failed = ended.failed.iter().map(|(unit, why)| Failure { unit, why: said(why) }).collect();
+        output::json(&Outcome { done: &ended.done, failed, triggered: &[] })?;
+    }
     let done = ended.done.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" ");
     match verb {
         Verb::Stop if !done.is_empty() => eprintln!("Successfully stopped units [{done}]."),
@@ -247,7 +316,11 @@ fn finish(verb: Verb, ended: &Ended) -> Result<ExitCode> {
     })
 }
 
-fn triggered(names: &[UnitName], verb: Verb) -> Result<ExitCode> {
+fn triggered(names: &[UnitName], verb: Verb, format: Format) -> Result<ExitCode> {
+    if format == Format::Json {
+        output::json(&Outcome { done: &[], failed: Vec::new(), triggered: names })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     for name in names {
         output::line(format!("Triggered unit {name} {}", verb.name()))?;
     }

@@ -8,6 +8,7 @@ use api::{
     Client,
     types::{Unit, UnitOnMachine, Watched},
 };
+use clap::ValueEnum;
 use futures_util::StreamExt;
 use model::{DesiredState, UnitName};
 use std::{
@@ -32,6 +33,22 @@ pub enum Verb {
     Halt,
     /// The second half of a restart.
     Again,
+    /// No order: somebody else gives it, or gave it.
+    Await(Goal),
+}
+
+/// What can be waited for without an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Goal {
+    /// Started and active, on every machine that it is scheduled to.
+    #[default]
+    Active,
+    /// Started, and ended by itself without an error: a job that is done.
+    Ended,
+    /// Nothing of it runs anywhere.
+    Stopped,
+    /// Destroyed, and stopped.
+    Gone,
 }
 
 impl Verb {
@@ -43,14 +60,15 @@ impl Verb {
             Self::Unload => "unload",
             Self::Destroy => "destroy",
             Self::Halt | Self::Again => "restart",
+            Self::Await(_) => "wait",
         }
     }
 
     pub fn desired(self) -> DesiredState {
         match self {
-            Self::Start | Self::Again => DesiredState::Launched,
-            Self::Load | Self::Stop | Self::Halt => DesiredState::Loaded,
-            Self::Unload | Self::Destroy => DesiredState::Inactive,
+            Self::Start | Self::Again | Self::Await(Goal::Active | Goal::Ended) => DesiredState::Launched,
+            Self::Load | Self::Stop | Self::Halt | Self::Await(Goal::Stopped) => DesiredState::Loaded,
+            Self::Unload | Self::Destroy | Self::Await(Goal::Gone) => DesiredState::Inactive,
         }
     }
 }
@@ -62,6 +80,8 @@ pub struct Wait<'a> {
     pub timeout: Option<Duration>,
     /// Whether to wait on for a unit that no machine takes, or that systemd refuses.
     pub stubborn: bool,
+    /// Whether each unit that arrives is printed.
+    pub aloud: bool,
 }
 
 /// Why a unit is not where it should be.
@@ -147,7 +167,7 @@ impl Wait<'_> {
             }
             match progress {
                 Progress::Done(text) => {
-                    if !text.is_empty() {
+                    if self.aloud && !text.is_empty() {
                         output::line(text)?;
                     }
                     ended.done.push(name.clone());
@@ -192,6 +212,9 @@ async fn sleep_until(at: Option<Instant>) {
 /// How far the unit is on the way that the verb wants it to go.
 fn judge(verb: Verb, watched: &Watched) -> Progress {
     let name = &watched.name;
+    if let Verb::Await(goal) = verb {
+        return awaited(goal, watched);
+    }
     let Some(unit) = &watched.unit else {
         return match verb {
             Verb::Destroy if watched.leftover.is_empty() => Progress::Done(format!("Destroyed {name}")),
@@ -239,6 +262,54 @@ fn judge(verb: Verb, watched: &Watched) -> Progress {
     }
     let machines = if done == 1 { "machine" } else { "machines" };
     Progress::Done(format!("Global unit {name} launched on {done} {machines}"))
+}
+
+/// How far the unit is from what is waited for, whoever brings it there.
+fn awaited(goal: Goal, watched: &Watched) -> Progress {
+    let name = &watched.name;
+    let Some(unit) = &watched.unit else {
+        return match (goal, watched.leftover.first()) {
+            (Goal::Gone | Goal::Stopped, Some(machine)) => {
+                Progress::Waiting(format!("stopping on {machine}"))
+            }
+            (Goal::Gone | Goal::Stopped, None) => Progress::Done(format!("Unit {name} is gone")),
+            (Goal::Active | Goal::Ended, _) => Progress::Failed("it was destroyed".to_owned()),
+        };
+    };
+    let running = unit.machines.iter().find(|on| on.state.as_ref().is_some_and(|state| state.is_running()));
+    match (goal, running) {
+        (Goal::Gone, _) => return Progress::Waiting("it is there".to_owned()),
+        (Goal::Stopped, Some(on)) => return Progress::Waiting(format!("runs on {}", on.name)),
+        (Goal::Stopped, None) => return Progress::Done(format!("Unit {name} is stopped")),
+        (Goal::Active | Goal::Ended, _) => {}
+    }
+    if unit.desired != DesiredState::Launched {
+        return Progress::Waiting(format!("nobody has started it, it is {}", unit.desired));
+    }
+    let scheduled: Vec<_> = unit.machines.iter().filter(|on| on.scheduled).collect();
+    if scheduled.is_empty() {
+        return match unit.refused.is_empty() {
+            true => Progress::Waiting("waiting for a machine".to_owned()),
+            false => Progress::Stuck(refusal(unit)),
+        };
+    }
+    for on in &scheduled {
+        match (goal, on_machine(Verb::Start, unit, on)) {
+            (Goal::Active, Progress::Done(_))
+                if !on.state.as_ref().is_some_and(|state| state.is_running()) =>
+            {
+                return Progress::Failed(format!("it has ended on {}", on.name));
+            }
+            (Goal::Ended, Progress::Done(_)) if on.state.as_ref().is_some_and(|state| state.is_running()) => {
+                return Progress::Waiting(format!("runs on {}", on.name));
+            }
+            (_, Progress::Done(_)) => {}
+            (_, other) => return other,
+        }
+    }
+    let machines = scheduled.iter().map(|on| on.name.as_str()).collect::<Vec<_>>().join(", ");
+    let what = if goal == Goal::Active { "is active" } else { "has ended" };
+    Progress::Done(format!("Unit {name} {what} on {machines}"))
 }
 
 /// How far the unit is on one machine.
@@ -350,6 +421,33 @@ mod tests {
         assert_eq!(judged(Verb::Again, two("active", "active")), done);
         let triggered = Progress::Done("Triggered global unit a.service start".to_owned());
         assert_eq!(judged(Verb::Start, two("active", "activating")), triggered);
+    }
+
+    #[test]
+    fn what_others_order_is_waited_for() {
+        let judged = |goal, unit| judged(Verb::Await(goal), unit);
+        let done = |progress| matches!(progress, Progress::Done(_));
+        let waits = |progress| matches!(progress, Progress::Waiting(_));
+        let failed = |progress| matches!(progress, Progress::Failed(_));
+        assert!(done(judged(Goal::Active, Some(unit("active", 2)))));
+        assert!(waits(judged(Goal::Active, Some(unit("active", 1)))), "of the start before");
+        assert!(waits(judged(Goal::Active, Some(unit("activating", 2)))));
+        assert!(failed(judged(Goal::Active, Some(unit("failed", 2)))));
+        assert!(
+            failed(judged(Goal::Active, Some(unit("inactive", 2)))),
+            "it will not become active by itself"
+        );
+        let loaded = Unit { desired: DesiredState::Loaded, ..unit("inactive", 2) };
+        assert!(
+            waits(judged(Goal::Active, Some(loaded.clone()))) && waits(judged(Goal::Ended, Some(loaded)))
+        );
+        assert!(waits(judged(Goal::Ended, Some(unit("active", 2)))));
+        assert!(done(judged(Goal::Ended, Some(unit("inactive", 2)))));
+        assert!(failed(judged(Goal::Ended, Some(unit("failed", 2)))));
+        assert!(failed(judged(Goal::Ended, None)));
+        assert!(waits(judged(Goal::Stopped, Some(unit("deactivating", 2)))));
+        assert!(done(judged(Goal::Stopped, Some(unit("failed", 2)))));
+        assert!(waits(judged(Goal::Gone, Some(unit("inactive", 2)))) && done(judged(Goal::Gone, None)));
     }
 
     #[test]

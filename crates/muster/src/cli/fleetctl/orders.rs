@@ -316,7 +316,7 @@ impl Restart {
 
 /// For ever, unless it says how often; then also for units that no machine takes just now.
 fn wait(client: &Client, attempts: u32) -> Wait<'_> {
-    Wait { client, timeout: (attempts > 0).then(|| ATTEMPT * attempts), stubborn: attempts > 0 }
+    Wait { client, timeout: (attempts > 0).then(|| ATTEMPT * attempts), stubborn: attempts > 0, aloud: true }
 }
 
 fn finished(verb: Verb, ended: &Ended) -> Result<ExitCode> {
@@ -340,5 +340,6 @@ fn gerund(verb: Verb) -> &'static str {
         Verb::Unload => "unloading",
         Verb::Destroy => "destroying",
         Verb::Halt | Verb::Again => "restarting",
+        Verb::Await(_) => "waiting for",
     }
 }
