@@ -88,9 +88,9 @@ fn another_engine_leads_when_the_leader_dies() {
     // From a machine that lives on; the hub is etcd on m1, and stays.
     let victim = cluster.lab.machine(&first).expect("known");
     let since = std::time::Instant::now();
-    victim
-        .exec_ok(&["sh", "-c", "systemctl mask --runtime muster; systemctl kill --signal=KILL muster"])
-        .expect("killed");
+    // The stop is only so that systemd does not start it again.
+    let kill = "systemctl kill --signal=KILL --kill-who=main muster; systemctl stop muster";
+    victim.exec_ok(&["sh", "-c", kill]).expect("killed");
     let asks = cluster.lab.machines().into_iter().find(|machine| machine.name() != first).expect("three");
     eventually("another one leads", || {
         let record = asks.exec(&["muster", "kv", "get", "/muster/v1/engine/leader"])?;
