@@ -18,12 +18,8 @@ use mvcc::{
     PutRequest, RequestOp, Revision, TxnRequest,
 };
 use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::task::{Context, Poll};
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::NamedService;
+use tonic::codegen::http;
 use tonic::{Request, Response, Status};
 
 /// The words of etcd's concurrency package.
@@ -232,42 +228,10 @@ impl Observer {
     }
 }
 
-impl NamedService for ElectionService {
-    const NAME: &'static str = "v3electionpb.Election";
-}
-
-impl Service<http::Request<Body>> for ElectionService {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            let service = &service;
-            let path = request.uri().path().to_owned();
-            Ok(match path.as_str() {
-                "/v3electionpb.Election/Campaign" => {
-                    rpc::unary(request, |request| service.campaign(request)).await
-                }
-                "/v3electionpb.Election/Proclaim" => {
-                    rpc::unary(request, |request| service.proclaim(request)).await
-                }
-                "/v3electionpb.Election/Leader" => {
-                    rpc::unary(request, |request| service.leader(request)).await
-                }
-                "/v3electionpb.Election/Observe" => {
-                    rpc::streaming(request, |request| service.observe(request)).await
-                }
-                "/v3electionpb.Election/Resign" => {
-                    rpc::unary(request, |request| service.resign(request)).await
-                }
-                path => rpc::unknown_method(Self::NAME, path),
-            })
-        })
-    }
-}
+rpc::service!(ElectionService, "v3electionpb.Election", {
+    "Campaign" => unary campaign,
+    "Proclaim" => unary proclaim,
+    "Leader" => unary leader,
+    "Observe" => streaming observe,
+    "Resign" => unary resign,
+});

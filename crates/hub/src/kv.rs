@@ -11,11 +11,7 @@ use crate::storage::Identity;
 use etcd_client::proto as pb;
 use mvcc::{Error, Revision};
 use prost::Message;
-use std::convert::Infallible;
-use std::task::{Context, Poll};
-use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::NamedService;
+use tonic::codegen::http;
 use tonic::{Response, Status};
 
 /// The largest write; etcd's default. Larger ones would stall everybody behind them.
@@ -99,37 +95,11 @@ impl KvService {
     }
 }
 
-impl NamedService for KvService {
-    const NAME: &'static str = "etcdserverpb.KV";
-}
-
-impl Service<http::Request<Body>> for KvService {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            let service = &service;
-            let path = request.uri().path().to_owned();
-            Ok(match path.as_str() {
-                "/etcdserverpb.KV/Range" => rpc::unary(request, |request| service.range(request)).await,
-                "/etcdserverpb.KV/Put" => rpc::unary(request, |request| service.put(request)).await,
-                "/etcdserverpb.KV/Txn" => rpc::unary(request, |request| service.txn(request)).await,
-                "/etcdserverpb.KV/DeleteRange" => {
-                    rpc::unary(request, |request| service.delete_range(request)).await
-                }
-                "/etcdserverpb.KV/Compact" => rpc::unary(request, |request| service.compact(request)).await,
-                "/etcdserverpb.KV/RangeStream" => {
-                    rpc::streaming(request, |request| service.range_stream(request)).await
-                }
-                path => rpc::unknown_method(Self::NAME, path),
-            })
-        })
-    }
-}
+rpc::service!(KvService, "etcdserverpb.KV", {
+    "Range" => unary range,
+    "Put" => unary put,
+    "Txn" => unary txn,
+    "DeleteRange" => unary delete_range,
+    "Compact" => unary compact,
+    "RangeStream" => streaming range_stream,
+});

@@ -10,15 +10,11 @@ use crate::storage::{Identity, random_id};
 use etcd_client::proto as pb;
 use futures_util::StreamExt;
 use mvcc::{LeaseGrantRequest, LeaseId};
-use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::NamedService;
+use tonic::codegen::http;
 use tonic::{Response, Status};
 
 /// Answers of one stream.
@@ -106,42 +102,10 @@ impl LeaseService {
     }
 }
 
-impl NamedService for LeaseService {
-    const NAME: &'static str = "etcdserverpb.Lease";
-}
-
-impl Service<http::Request<Body>> for LeaseService {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            let service = &service;
-            let path = request.uri().path().to_owned();
-            Ok(match path.as_str() {
-                "/etcdserverpb.Lease/LeaseKeepAlive" => {
-                    rpc::both_streaming(request, |request| service.lease_keep_alive(request)).await
-                }
-                "/etcdserverpb.Lease/LeaseGrant" => {
-                    rpc::unary(request, |request| service.lease_grant(request)).await
-                }
-                "/etcdserverpb.Lease/LeaseRevoke" => {
-                    rpc::unary(request, |request| service.lease_revoke(request)).await
-                }
-                "/etcdserverpb.Lease/LeaseTimeToLive" => {
-                    rpc::unary(request, |request| service.lease_time_to_live(request)).await
-                }
-                "/etcdserverpb.Lease/LeaseLeases" => {
-                    rpc::unary(request, |request| service.lease_leases(request)).await
-                }
-                path => rpc::unknown_method(Self::NAME, path),
-            })
-        })
-    }
-}
+rpc::service!(LeaseService, "etcdserverpb.Lease", {
+    "LeaseKeepAlive" => both_streaming lease_keep_alive,
+    "LeaseGrant" => unary lease_grant,
+    "LeaseRevoke" => unary lease_revoke,
+    "LeaseTimeToLive" => unary lease_time_to_live,
+    "LeaseLeases" => unary lease_leases,
+});

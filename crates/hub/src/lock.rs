@@ -10,12 +10,8 @@ use crate::storage::Identity;
 use bytes::Bytes;
 use etcd_client::proto as pb;
 use mvcc::{LeaseId, RequestOp, Revision};
-use std::convert::Infallible;
-use std::task::{Context, Poll};
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::NamedService;
+use tonic::codegen::http;
 use tonic::{Request, Response, Status};
 
 /// A lock's lease ended while its caller waited; the words of etcd's concurrency package.
@@ -101,29 +97,7 @@ async fn held_after_waiting(
     Ok(response.revision)
 }
 
-impl NamedService for LockService {
-    const NAME: &'static str = "v3lockpb.Lock";
-}
-
-impl Service<http::Request<Body>> for LockService {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            let service = &service;
-            let path = request.uri().path().to_owned();
-            Ok(match path.as_str() {
-                "/v3lockpb.Lock/Lock" => rpc::unary(request, |request| service.lock(request)).await,
-                "/v3lockpb.Lock/Unlock" => rpc::unary(request, |request| service.unlock(request)).await,
-                path => rpc::unknown_method(Self::NAME, path),
-            })
-        })
-    }
-}
+rpc::service!(LockService, "v3lockpb.Lock", {
+    "Lock" => unary lock,
+    "Unlock" => unary unlock,
+});

@@ -105,3 +105,39 @@ pub(crate) fn unknown_method(service: &str, path: &str) -> http::Response<Body> 
     let method = path.rsplit('/').next().unwrap_or_default();
     Status::unimplemented(format!("unknown method {method} for service {service}")).into_http()
 }
+
+/// Makes a type a service: each method with what answers it, a function of the type, and how
+/// ([`unary`], [`streaming`] or [`both_streaming`]).
+macro_rules! service {
+    ($service:ty, $name:literal, { $($method:literal => $how:ident $answer:ident,)* }) => {
+        impl tonic::server::NamedService for $service {
+            const NAME: &'static str = $name;
+        }
+
+        impl tonic::codegen::Service<http::Request<tonic::body::Body>> for $service {
+            type Response = http::Response<tonic::body::Body>;
+            type Error = std::convert::Infallible;
+            type Future = tonic::codegen::BoxFuture<Self::Response, Self::Error>;
+
+            fn poll_ready(
+                &mut self,
+                _cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Result<(), Self::Error>> {
+                std::task::Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+                let service = self.clone();
+                Box::pin(async move {
+                    let service = &service;
+                    let path = request.uri().path().to_owned();
+                    Ok(match path.strip_prefix(concat!("/", $name, "/")).unwrap_or_default() {
+                        $($method => $crate::rpc::$how(request, |request| service.$answer(request)).await,)*
+                        _ => $crate::rpc::unknown_method($name, &path),
+                    })
+                })
+            }
+        }
+    };
+}
+pub(crate) use service;
