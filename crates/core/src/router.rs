@@ -4,16 +4,62 @@
 //! Not here: rendering and reloading. Invariant: a value that cannot be read concerns its own entry only; it is
 //! kept in [`Catalog::quarantined`] with the reason, and everything else goes on.
 
-use model::{Endpoint, Instance, ServiceName, keys};
+use model::{
+    Endpoint, Health, Instance, InstanceState, ServiceConfig, ServiceMeta, ServiceName,
+    keys::{self, ServiceKey},
+};
 use std::{collections::BTreeMap, time::Duration};
 
-/// Every service with its endpoints.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Every service with its instances.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Catalog {
-    /// The endpoints of each service, by instance. Services without endpoints are not here.
-    pub services: BTreeMap<ServiceName, BTreeMap<Instance, Endpoint>>,
-    /// Keys whose values are no endpoints, and why.
+    /// All that is known of each service. One of which nothing is known is not here.
+    pub services: BTreeMap<ServiceName, ServiceView>,
+    /// Keys whose values cannot be read, and why.
     pub quarantined: BTreeMap<String, String>,
+}
+
+/// What is known of a service.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServiceView {
+    /// Its instances, those without an endpoint included.
+    pub instances: BTreeMap<Instance, InstanceView>,
+    /// How it is balanced.
+    pub config: ServiceConfig,
+}
+
+/// What is known of an instance.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InstanceView {
+    /// Where it listens; none while it must not be reached.
+    pub endpoint: Option<Endpoint>,
+    /// More about it, if its registrar says more.
+    pub meta: Option<ServiceMeta>,
+    /// What operators and agents say about it.
+    pub state: Option<InstanceState>,
+}
+
+impl InstanceView {
+    /// Where new requests may go; none while it drains or is out.
+    pub fn routable(&self) -> Option<Endpoint> {
+        let healthy = self.meta.as_ref().is_none_or(|meta| meta.health != Health::Critical);
+        self.endpoint.filter(|_| self.state.is_none() && healthy)
+    }
+
+    fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl ServiceView {
+    /// The endpoints that new requests may go to.
+    pub fn routable(&self) -> impl Iterator<Item = (&Instance, Endpoint)> {
+        self.instances.iter().filter_map(|(name, instance)| Some((name, instance.routable()?)))
+    }
+
+    fn is_unknown(&self) -> bool {
+        self.instances.is_empty() && self.config == ServiceConfig::default()
+    }
 }
 
 /// What a change did to the catalog.
@@ -21,7 +67,7 @@ pub struct Catalog {
 pub enum Effect {
     /// Traffic goes where it went.
     Nothing,
-    /// An endpoint arrived.
+    /// An endpoint arrived, or something else about a service changed.
     Added,
     /// An endpoint went away or moved: traffic must stop going there.
     Removed,
@@ -39,37 +85,54 @@ impl Catalog {
 
     /// Takes in a written key.
     pub fn put(&mut self, key: &str, value: &[u8]) -> Effect {
-        let Some((service, instance)) = keys::upstream(key) else { return Effect::Nothing };
-        let endpoint = str::from_utf8(value).map_err(|_| "it is not UTF-8".to_owned());
-        match endpoint.and_then(|text| text.parse::<Endpoint>().map_err(|error| error.to_string())) {
-            Ok(endpoint) => {
-                self.quarantined.remove(key);
-                let instances = self.services.entry(service).or_default();
-                match instances.insert(instance.to_owned(), endpoint) {
-                    None => Effect::Added,
-                    Some(before) if before == endpoint => Effect::Nothing,
-                    Some(_) => Effect::Removed,
-                }
-            }
-            Err(reason) => {
-                // The instance no longer says where it is, so nobody is sent to where it was.
-                let effect = self.delete(key);
-                self.quarantined.insert(key.to_owned(), reason);
-                effect
-            }
-        }
+        self.change(key, Some(value))
     }
 
     /// Takes in a deleted key.
     pub fn delete(&mut self, key: &str) -> Effect {
+        self.change(key, None)
+    }
+
+    fn change(&mut self, key: &str, value: Option<&[u8]>) -> Effect {
         self.quarantined.remove(key);
-        let Some((service, instance)) = keys::upstream(key) else { return Effect::Nothing };
-        let Some(instances) = self.services.get_mut(&service) else { return Effect::Nothing };
-        let effect = if instances.remove(instance).is_some() { Effect::Removed } else { Effect::Nothing };
-        if instances.is_empty() {
-            self.services.remove(&service);
+        let Some((name, kind)) = keys::service(key) else { return Effect::Nothing };
+        let service = self.services.entry(name.clone()).or_default();
+        let result = match kind {
+            ServiceKey::Config => read(value, json).map(|config| {
+                let config = config.unwrap_or_default();
+                let effect = if service.config == config { Effect::Nothing } else { Effect::Added };
+                service.config = config;
+                effect
+            }),
+            ServiceKey::Upstream(instance) => {
+                let endpoint =
+                    read(value, |value| text(value)?.parse::<Endpoint>().map_err(|error| error.to_string()));
+                // One that no longer says where it is: nobody is sent to where it was.
+                let known = endpoint.as_ref().ok().copied().flatten();
+                let effect = service.edit(instance, |view| view.endpoint = known);
+                if let Err(reason) = endpoint {
+                    self.quarantined.insert(key.to_owned(), reason);
+                }
+                Ok(effect)
+            }
+            ServiceKey::Meta(instance) => {
+                read(value, json).map(|meta| service.edit(instance, |view| view.meta = meta))
+            }
+            ServiceKey::State(instance) => {
+                let state = |value: &[u8]| {
+                    InstanceState::parse(value).ok_or("it is neither `drain` nor `maintenance`".to_owned())
+                };
+                read(value, state).map(|state| service.edit(instance, |view| view.state = state))
+            }
+        };
+        if service.is_unknown() {
+            self.services.remove(&name);
         }
-        effect
+        result.unwrap_or_else(|reason| {
+            // What was known before stays.
+            self.quarantined.insert(key.to_owned(), reason);
+            Effect::Nothing
+        })
     }
 
     /// What changed from `before` to `self`.
@@ -77,14 +140,56 @@ impl Catalog {
         if self.services == before.services {
             return Effect::Nothing;
         }
-        let kept = before.services.iter().all(|(service, instances)| {
+        let kept = before.services.iter().all(|(service, view)| {
             let now = self.services.get(service);
-            instances
-                .iter()
-                .all(|(instance, endpoint)| now.and_then(|now| now.get(instance)) == Some(endpoint))
+            view.routable().all(|(instance, endpoint)| {
+                now.and_then(|now| now.instances.get(instance)?.routable()) == Some(endpoint)
+            })
         });
         if kept { Effect::Added } else { Effect::Removed }
     }
+
+    /// The endpoints that new requests may go to, by service; services without one are not there.
+    pub fn routable(&self) -> BTreeMap<ServiceName, BTreeMap<Instance, Endpoint>> {
+        let endpoints = |view: &ServiceView| -> BTreeMap<_, _> {
+            view.routable().map(|(instance, endpoint)| (instance.clone(), endpoint)).collect()
+        };
+        let services = self.services.iter().map(|(name, view)| (name.clone(), endpoints(view)));
+        services.filter(|(_, endpoints)| !endpoints.is_empty()).collect()
+    }
+}
+
+impl ServiceView {
+    fn edit(&mut self, instance: &str, change: impl FnOnce(&mut InstanceView)) -> Effect {
+        let view = self.instances.entry(instance.to_owned()).or_default();
+        let before = view.clone();
+        change(view);
+        let effect = match (before.routable(), view.routable()) {
+            _ if before == *view => Effect::Nothing,
+            (Some(before), now) if now != Some(before) => Effect::Removed,
+            _ => Effect::Added,
+        };
+        if view.is_unknown() {
+            self.instances.remove(instance);
+        }
+        effect
+    }
+}
+
+/// A value as what it is; `None` when it was deleted.
+fn read<T>(
+    value: Option<&[u8]>,
+    parse: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    value.map(parse).transpose()
+}
+
+fn json<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(value).map_err(|error| error.to_string())
+}
+
+fn text(value: &[u8]) -> Result<&str, String> {
+    str::from_utf8(value).map_err(|_| "it is not UTF-8".to_owned())
 }
 
 /// How often an output may be reloaded.
@@ -152,6 +257,7 @@ mod tests {
         assert_eq!(catalog.put(KEY, b"10.1.5.2:3000"), Effect::Nothing);
         assert_eq!(catalog.put(KEY, b"10.1.6.2:3000"), Effect::Removed);
         assert_eq!(catalog.put("/services/someapp/config", b"{}"), Effect::Nothing);
+        assert_eq!(catalog.put("/services/someapp/other", b"{}"), Effect::Nothing);
         assert_eq!(catalog.delete(KEY), Effect::Removed);
         assert_eq!(catalog, Catalog::default());
     }
@@ -162,10 +268,24 @@ mod tests {
         catalog.put(KEY, b"10.1.5.2:3000");
         catalog.put("/services/someapp/upstream/someapp@2", b"10.1.6.2:3000");
         assert_eq!(catalog.put(KEY, b":3000"), Effect::Removed);
-        assert_eq!(catalog.services.len(), 1);
+        assert_eq!(catalog.routable()[&"someapp".parse().expect("valid")].len(), 1);
         assert!(catalog.quarantined[KEY].contains("is no endpoint"));
         assert_eq!(catalog.put(KEY, b"10.1.5.2:3000"), Effect::Added);
         assert!(catalog.quarantined.is_empty());
+    }
+
+    #[test]
+    fn an_instance_that_drains_is_known_and_not_routable() {
+        let mut catalog = Catalog::from_listing([(KEY, &b"10.1.5.2:3000"[..])]);
+        let state = "/services/someapp/state/someapp@1";
+        assert_eq!(catalog.put(state, b"drain"), Effect::Removed);
+        assert!(catalog.routable().is_empty());
+        assert_eq!(catalog.put(state, b"nonsense"), Effect::Nothing);
+        assert!(catalog.quarantined[state].contains("neither"));
+        assert!(catalog.routable().is_empty(), "what was known before stays");
+        assert_eq!(catalog.delete(KEY), Effect::Added);
+        assert_eq!(catalog.delete(state), Effect::Added);
+        assert_eq!(catalog, Catalog::default());
     }
 
     #[test]

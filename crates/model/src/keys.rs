@@ -39,6 +39,8 @@ pub const NETWORK_CONFIG: &str = "/coreos.com/network/config";
 pub const SUBNETS: &str = "/coreos.com/network/subnets/";
 /// Registered services.
 pub const SERVICES: &str = "/services/";
+/// What each router serves: `<machine>/applied` → [`crate::RouterRecord`], under the machine's lease.
+pub const ROUTERS: &str = "/muster/router/v1/";
 
 /// The presence of `machine`.
 pub fn machine(machine: &MachineId) -> String {
@@ -122,12 +124,58 @@ pub fn machine_and_unit(prefix: &str, key: &str) -> Option<(MachineId, UnitName)
     Some((machine.parse().ok()?, unit.parse().ok()?))
 }
 
-/// Takes `/services/<svc>/upstream/<instance>` apart.
-pub fn upstream(key: &str) -> Option<(ServiceName, &str)> {
+/// What is under `/services/<svc>/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceKey<'a> {
+    /// Where an instance listens: [`crate::Endpoint`].
+    Upstream(&'a str),
+    /// More about an instance: [`crate::ServiceMeta`].
+    Meta(&'a str),
+    /// What is said about an instance: [`crate::InstanceState`].
+    State(&'a str),
+    /// How the service is balanced: [`crate::ServiceConfig`].
+    Config,
+}
+
+/// Where an instance of `service` listens.
+pub fn upstream(service: &ServiceName, instance: &str) -> String {
+    format!("{SERVICES}{service}/upstream/{instance}")
+}
+
+/// The rich record of an instance of `service`.
+pub fn service_meta(service: &ServiceName, instance: &str) -> String {
+    format!("{SERVICES}{service}/meta/{instance}")
+}
+
+/// What is said about an instance of `service`.
+pub fn instance_state(service: &ServiceName, instance: &str) -> String {
+    format!("{SERVICES}{service}/state/{instance}")
+}
+
+/// How `service` is balanced.
+pub fn service_config(service: &ServiceName) -> String {
+    format!("{SERVICES}{service}/config")
+}
+
+/// What the router on `machine` serves.
+pub fn router(machine: &MachineId) -> String {
+    format!("{ROUTERS}{machine}/applied")
+}
+
+/// Takes a key under `/services/` apart; `None` for what is none of ours.
+pub fn service(key: &str) -> Option<(ServiceName, ServiceKey<'_>)> {
     let (service, rest) = key.strip_prefix(SERVICES)?.split_once('/')?;
-    let instance = rest.strip_prefix("upstream/")?;
-    let plain = !instance.is_empty() && !instance.contains('/');
-    plain.then_some((service.parse().ok()?, instance))
+    let kind = match rest.split_once('/') {
+        None if rest == "config" => ServiceKey::Config,
+        Some((kind, instance)) if !instance.is_empty() && !instance.contains('/') => match kind {
+            "upstream" => ServiceKey::Upstream(instance),
+            "meta" => ServiceKey::Meta(instance),
+            "state" => ServiceKey::State(instance),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some((service.parse().ok()?, kind))
 }
 
 #[cfg(test)]
@@ -153,19 +201,23 @@ mod tests {
             assert!(inside.starts_with(MUSTER) && VIEW.contains(&inside), "{inside}");
             assert!(VIEW.contains(&format!("{inside}\u{10ffff}").as_str()), "{inside}");
         }
-        for outside in [EVENTS, LEADER, CLUSTER, NETWORK_CONFIG, SERVICES] {
+        for outside in [EVENTS, LEADER, CLUSTER, NETWORK_CONFIG, SERVICES, ROUTERS] {
             assert!(!VIEW.contains(&outside) && !VIEW.contains(&format!("{outside}z").as_str()), "{outside}");
         }
     }
 
     #[test]
-    fn only_upstream_keys_are_upstreams() {
-        let (service, instance) = upstream("/services/someapp/upstream/someapp@1").expect("an upstream");
-        assert_eq!((service.as_str(), instance), ("someapp", "someapp@1"));
+    fn keys_of_services_come_apart_as_they_were_made() {
+        let app: ServiceName = "someapp".parse().expect("valid");
+        let named = |kind| Some((app.clone(), kind));
+        assert_eq!(service(&upstream(&app, "someapp@1")), named(ServiceKey::Upstream("someapp@1")));
+        assert_eq!(service(&service_meta(&app, "someapp@1")), named(ServiceKey::Meta("someapp@1")));
+        assert_eq!(service(&instance_state(&app, "someapp@1")), named(ServiceKey::State("someapp@1")));
+        assert_eq!(service(&service_config(&app)), named(ServiceKey::Config));
         for other in
-            ["/services/someapp/config", "/services/someapp/upstream/", "/services/a/upstream/b/c", "/x"]
+            ["/services/someapp/other", "/services/someapp/upstream/", "/services/a/upstream/b/c", "/x"]
         {
-            assert_eq!(upstream(other), None, "{other}");
+            assert_eq!(service(other), None, "{other}");
         }
     }
 }

@@ -28,7 +28,10 @@ pub use machine::{
 pub use network::{NetworkConfig, Subnet, SubnetLease};
 pub use revision::{LeaseId, Revision};
 pub use rollout::{HistoryRecord, Progress, RolloutRecord, RolloutState, RolloutUnit};
-pub use service::{Endpoint, Instance, ServiceName};
+pub use service::{
+    Endpoint, Health, Instance, InstanceState, Protocol, RouterRecord, ServiceConfig, ServiceMeta,
+    ServiceName,
+};
 pub use unit::{DesiredState, MoveRecord, ScheduleRecord, UnitName, UnitNameError, UnitRecord, UnitState};
 
 /// The version that our own JSON records carry in `"v"`.

@@ -1,5 +1,10 @@
 //! Services as `/services` holds them: a name, its instances, and the endpoint of each.
 
+/// What the hub holds about a service beside its endpoints.
+mod record;
+
+pub use record::{Health, InstanceState, Protocol, RouterRecord, ServiceConfig, ServiceMeta};
+
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::SocketAddrV4, str::FromStr};
 

@@ -62,6 +62,18 @@ async fn from_the_past_and_the_future() {
     assert_eq!(show(&next(&mut stream).await), ["6 put a=6"]);
 }
 
+#[tokio::test]
+async fn a_deletion_at_the_compacted_revision_is_told() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.client().await;
+    put(&mut client, "a", "1").await;
+    client.delete("a", None).await.unwrap();
+    client.compact(3, None).await.unwrap();
+    let mut stream = client.watch("a", Some(WatchOptions::new().with_start_revision(3))).await.unwrap();
+    assert!(next(&mut stream).await.created());
+    assert_eq!(show(&next(&mut stream).await), ["3 delete a="]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn below_the_compacted_revision() {
     let fixture = Fixture::start().await;

@@ -72,7 +72,7 @@ pub(super) async fn run(store: Store, mut nginx: Nginx) -> Result<()> {
 
 async fn apply(nginx: &mut Nginx, catalog: &Catalog) -> Result<(), nginx::NginxError> {
     let services: Vec<_> =
-        catalog.services.iter().map(|(name, endpoints)| Service::new(name, endpoints)).collect();
+        catalog.routable().iter().map(|(name, endpoints)| Service::new(name, endpoints)).collect();
     let text = nginx.render(&services)?;
     if nginx.apply(&text).await? == Applied::Reloaded {
         let endpoints: usize = services.iter().map(|service| service.endpoints.len()).sum();
