@@ -16,13 +16,13 @@ mod page;
 mod view;
 
 use crate::{
-    server::Service,
+    server::{At, Service},
     types::{ApiError, Unit, UnitChange},
 };
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::map_response,
     response::{IntoResponse, Response},
@@ -117,7 +117,7 @@ async fn units<S: Service>(
 
 async fn unit<S: Service>(
     State(fleet): State<Fleet<S>>,
-    Path(name): Path<String>,
+    At(name): At<String>,
     method: Method,
     headers: HeaderMap,
     body: Bytes,
@@ -245,7 +245,7 @@ async fn states<S: Service>(
 /// again; at a 404 it panics.
 async fn state<S: Service>(
     State(fleet): State<Fleet<S>>,
-    Path(name): Path<String>,
+    At(name): At<String>,
     method: Method,
 ) -> Result<Response, ApiError> {
     only_get(&method)?;

@@ -5,12 +5,12 @@
 
 use crate::{
     client::{Client, ClientError, whole},
-    server::{Said, parse, stream},
+    server::{Asked, At, Said, parse, stream},
     types::ApiError,
 };
 use axum::{
     Json, Router,
-    extract::{Path, Query, State},
+    extract::State,
     http::{HeaderMap, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -187,16 +187,13 @@ pub(crate) fn routes<S: Operations>() -> Router<S> {
         .route("/v1/events", get(events::<S>))
 }
 
-async fn why<S: Operations>(
-    State(service): State<S>,
-    Path(name): Path<String>,
-) -> Result<Json<Why>, ApiError> {
+async fn why<S: Operations>(State(service): State<S>, At(name): At<String>) -> Result<Json<Why>, ApiError> {
     service.why(parse(&name)?).await.map(Json)
 }
 
 async fn maintain<S: Operations>(
     State(service): State<S>,
-    Path(id): Path<String>,
+    At(id): At<String>,
     Said(order): Said<MaintenanceOrder>,
 ) -> Result<Json<serde_json::Value>, ApiError> {
     service.maintain(machine(&id)?, Some(order)).await?;
@@ -205,7 +202,7 @@ async fn maintain<S: Operations>(
 
 async fn open<S: Operations>(
     State(service): State<S>,
-    Path(id): Path<String>,
+    At(id): At<String>,
 ) -> Result<Json<serde_json::Value>, ApiError> {
     service.maintain(machine(&id)?, None).await?;
     Ok(Json(serde_json::json!({})))
@@ -225,7 +222,7 @@ async fn relocate<S: Operations>(
 
 async fn events<S: Operations>(
     State(service): State<S>,
-    Query(query): Query<EventQuery>,
+    Asked(query): Asked<EventQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();

@@ -5,12 +5,12 @@
 
 use crate::{
     client::{Client, ClientError, path_segment, whole},
-    server::{Said, line, parse, stream},
+    server::{Asked, At, Said, line, parse, stream},
     types::ApiError,
 };
 use axum::{
     Json, Router,
-    extract::{Path, Query, State},
+    extract::State,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -219,7 +219,7 @@ pub(crate) fn routes<S: Rollouts>() -> Router<S> {
 
 async fn history<S: Rollouts>(
     State(service): State<S>,
-    Path(name): Path<String>,
+    At(name): At<String>,
 ) -> Result<Json<History>, ApiError> {
     service.history(parse(&name)?).await.map(Json)
 }
@@ -237,7 +237,7 @@ async fn roll<S: Rollouts>(
 
 async fn direct<S: Rollouts>(
     State(service): State<S>,
-    Path(name): Path<String>,
+    At(name): At<String>,
     Said(command): Said<RolloutCommand>,
 ) -> Result<Json<Rollout>, ApiError> {
     service.direct(parse(&name)?, command).await.map(Json)
@@ -245,8 +245,8 @@ async fn direct<S: Rollouts>(
 
 async fn rollout<S: Rollouts>(
     State(service): State<S>,
-    Path(name): Path<String>,
-    Query(query): Query<RolloutQuery>,
+    At(name): At<String>,
+    Asked(query): Asked<RolloutQuery>,
 ) -> Result<Response, ApiError> {
     let name: UnitName = parse(&name)?;
     if query.watch {

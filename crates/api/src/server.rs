@@ -14,8 +14,8 @@ use crate::{
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, FromRequest, Path, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -140,6 +140,32 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Said<T> {
     }
 }
 
+/// What a path names; errors are ours.
+pub(crate) struct At<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let named = axum::extract::Path::from_request_parts(parts, state).await;
+        named
+            .map(|axum::extract::Path(named)| At(named))
+            .map_err(|error| ApiError::bad_request(error.body_text()))
+    }
+}
+
+/// What a query asks for; errors are ours.
+pub(crate) struct Asked<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let asked = axum::extract::Query::from_request_parts(parts, state).await;
+        asked
+            .map(|axum::extract::Query(asked)| Asked(asked))
+            .map_err(|error| ApiError::bad_request(error.body_text()))
+    }
+}
+
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }
@@ -152,10 +178,7 @@ async fn units<S: Service>(State(service): State<S>) -> Result<Json<UnitList>, A
     service.units().await.map(Json)
 }
 
-async fn unit<S: Service>(
-    State(service): State<S>,
-    Path(name): Path<String>,
-) -> Result<Json<Unit>, ApiError> {
+async fn unit<S: Service>(State(service): State<S>, At(name): At<String>) -> Result<Json<Unit>, ApiError> {
     let name: UnitName = parse(&name)?;
     let list = service.units().await?;
     list.units
@@ -186,7 +209,7 @@ async fn watch<S: Service>(State(service): State<S>, Said(names): Said<Names>) -
 
 async fn run<S: Service>(
     State(service): State<S>,
-    Path(name): Path<String>,
+    At(name): At<String>,
     headers: HeaderMap,
     Said(what): Said<Run>,
 ) -> Result<Response, ApiError> {
@@ -203,7 +226,7 @@ async fn run<S: Service>(
 
 async fn run_there<S: Service>(
     State(service): State<S>,
-    Path((machine, name)): Path<(String, String)>,
+    At((machine, name)): At<(String, String)>,
     headers: HeaderMap,
     Said(what): Said<Run>,
 ) -> Result<Response, ApiError> {
@@ -220,7 +243,7 @@ async fn run_there<S: Service>(
 
 async fn shell<S: Service>(
     State(service): State<S>,
-    Path(machine): Path<String>,
+    At(machine): At<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {

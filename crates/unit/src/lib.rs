@@ -9,6 +9,9 @@
 pub mod check;
 /// A unit file: its options in order, its canonical form and its hash.
 pub mod file;
+/// What no text may bring about.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 /// Go's `path.Match` patterns, which `Conflicts=` and `Replaces=` hold.
 pub mod glob;
 mod kind;

@@ -1,5 +1,7 @@
 //! The API over real sockets, answered from a cluster in memory.
 
+/// Requests that nobody's client sends.
+mod fuzz;
 /// Every request and answer that fleet's API documents.
 mod golden;
 /// What fleetctl 1.0 asks, and when.

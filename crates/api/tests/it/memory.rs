@@ -170,6 +170,16 @@ impl Service for Memory {
     async fn change(&self, changes: Vec<UnitChange>) -> Result<UnitsChanged, ApiError> {
         let mut inner = self.inner()?;
         let stop_takes = inner.stop_takes;
+        for change in &changes {
+            match &change.text {
+                Some(text) => {
+                    unit::check(&change.name, text)
+                        .map_err(|problem| ApiError::bad_request(problem.render(&change.name.to_string())))?;
+                }
+                None if inner.units.contains_key(&change.name) => {}
+                None => return Err(ApiError::not_found(format!("unit {} does not exist", change.name))),
+            }
+        }
         let mut units = Vec::new();
         for change in changes {
             let name = change.name;
