@@ -85,10 +85,11 @@ struct Watcher {
     /// The last note that could be read: one that is lost meanwhile still counts.
     note: Option<Note>,
     fence: Fence,
-    /// Containers of units that were told to stop. Once the client is gone nobody could say.
+    /// Containers of units that were told to stop, until each was killed or found gone. Once the client is gone nobody
+    /// could say, and a client that stopped in order may have left its container running.
     containers: BTreeMap<UnitName, Container>,
-    /// Programs that were started and may still run.
-    children: Vec<(Child, Instant)>,
+    /// Programs that were started and may still run, and whose container each kills.
+    children: Vec<(Child, Instant, Option<UnitName>)>,
 }
 
 impl Watcher {
@@ -119,7 +120,8 @@ impl Watcher {
         let before = self.fence.is_closed();
         // If systemd does not say what runs, everything may.
         let alive = alive(units).unwrap_or_else(|| units.iter().map(|unit| (unit.clone(), None)).collect());
-        let orders = self.fence.close(now, units, &alive.keys().cloned().collect());
+        let breathing = alive.keys().chain(self.containers.keys()).cloned().collect();
+        let orders = self.fence.close(now, units, &breathing);
         for unit in orders.stop.iter().filter(|unit| alive.contains_key(*unit)) {
             warn!(%unit, "the hub has not acknowledged this machine's lease in time: stopping (OnPartition=stop)");
             if let Err(error) = leave_mark(unit) {
@@ -132,40 +134,50 @@ impl Watcher {
             info!("the hub has not acknowledged this machine's lease in time; nothing runs that must stop");
         }
         if !orders.stop.is_empty() {
-            self.start(systemctl(&["stop", "--no-block"], &orders.stop));
+            self.start(systemctl(&["stop", "--no-block"], &orders.stop), None);
         }
         // Killed again and again until it is dead, one attempt at a time.
         if orders.kill.is_empty() || !self.children.is_empty() {
             return;
         }
         warn!(units = ?orders.kill, "not stopped in time: killing");
-        self.start(systemctl(&["kill", "--signal=KILL"], &orders.kill));
-        let containers: Vec<_> =
-            orders.kill.iter().filter_map(|unit| self.containers.get(unit)).cloned().collect();
-        for Container { engine, name } in containers {
-            let mut kill = Command::new(engine);
-            kill.args(["kill", &name]);
-            self.start(kill);
+        let running: BTreeSet<_> =
+            orders.kill.iter().filter(|unit| alive.contains_key(*unit)).cloned().collect();
+        if !running.is_empty() {
+            self.start(systemctl(&["kill", "--signal=KILL"], &running), None);
+        }
+        for unit in orders.kill {
+            if let Some(Container { engine, name }) = self.containers.get(&unit) {
+                let mut kill = Command::new(engine);
+                kill.args(["kill", name]).stderr(Stdio::null());
+                self.start(kill, Some(unit));
+            }
         }
     }
 
-    fn start(&mut self, mut command: Command) {
+    fn start(&mut self, mut command: Command, container_of: Option<UnitName>) {
         match command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
-            Ok(child) => self.children.push((child, Instant::now() + PROGRAM)),
+            Ok(child) => self.children.push((child, Instant::now() + PROGRAM, container_of)),
             Err(error) => warn!(program = ?command.get_program(), %error, "cannot be run"),
         }
     }
 
     /// Collects programs that have ended, and ends those that hang.
     fn reap(&mut self) {
-        self.children.retain_mut(|(child, deadline)| match child.try_wait() {
+        let containers = &mut self.containers;
+        self.children.retain_mut(|(child, deadline, container_of)| match child.try_wait() {
             Ok(None) if Instant::now() > *deadline => {
                 let _ = child.kill();
                 let _ = child.wait();
                 false
             }
             Ok(None) => true,
-            Ok(Some(_)) | Err(_) => false,
+            // Killed, or not there any more: the engine has answered.
+            Ok(Some(_)) => {
+                container_of.take().map(|unit| containers.remove(&unit));
+                false
+            }
+            Err(_) => false,
         });
     }
 }

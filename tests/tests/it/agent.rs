@@ -151,6 +151,7 @@ fn machines_keep_their_promises_when_things_go_away() {
     eventually("it takes its place", || Ok(journal_says(&m3, "taking its place"))).expect("it does");
 
     a_fenced_unit_dies_with_its_lease_though_the_daemon_is_frozen(&cluster);
+    a_fenced_units_container_dies_too_though_its_client_has_left_it_behind(&cluster);
 
     // A boot without the hub: what was launched there comes up, what must not run twice does not.
     write(&cluster, "keep.service", &format!("{SLEEP}[X-Fleet]\\nMachineMetadata=number=3\\n"));
@@ -242,4 +243,33 @@ fn a_fenced_unit_dies_with_its_lease_though_the_daemon_is_frozen(cluster: &Lab) 
     .expect("it heals");
     assert!(!active(&first, "single.service"));
     cluster.muster(&["destroy", "single.service"]).expect("destroyed");
+}
+
+/// The client ends when it is asked to and does not tell its container, which nobody's cgroup holds.
+fn a_fenced_units_container_dies_too_though_its_client_has_left_it_behind(cluster: &Lab) {
+    let container =
+        "[Service]\\nExecStart=/usr/bin/docker run --rm --name left-behind --sig-proxy=false someapp\\n";
+    let fenced = "[X-Fleet]\\nMachineMetadata=\"number=two\" \"number=3\"\\nOnPartition=stop\\n";
+    write(cluster, "behind.service", &format!("{container}{fenced}"));
+    cluster.sh("muster start behind.service").expect("active");
+    let first = cluster.home("behind.service").expect("listed").expect("it runs");
+    let other = machine(cluster, if first.name() == "m2" { "m3" } else { "m2" });
+    let runs = |machine: &Machine| {
+        let ask = ["docker", "ps", "--quiet", "--filter", "name=left-behind"];
+        !machine.exec_ok(&ask).expect("docker answers").trim().is_empty()
+    };
+    eventually("the container runs", || Ok(runs(&first))).expect("it does");
+    let signal = |signal: &str| {
+        first.exec_ok(&["systemctl", "kill", "--kill-who=main", &format!("--signal={signal}"), "muster"])
+    };
+    signal("STOP").expect("frozen");
+    eventually("it runs on the other machine", || {
+        let there = runs(&other);
+        assert!(!(there && runs(&first)), "two containers");
+        Ok(there)
+    })
+    .expect("it does");
+    signal("CONT").expect("thawed");
+    eventually("the machine is back", || Ok(cluster.list("machines")?.len() == 3)).expect("it is");
+    cluster.muster(&["destroy", "behind.service"]).expect("destroyed");
 }
