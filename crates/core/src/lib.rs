@@ -7,6 +7,8 @@
 
 /// What a machine's agent asks of systemd.
 pub mod agent;
+/// Which endpoint of a service the next request goes to.
+pub mod balance;
 /// What the hub says about the cluster, read into types.
 pub mod cluster;
 /// On which machine each unit runs.

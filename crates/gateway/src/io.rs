@@ -1,0 +1,280 @@
+//! The two ends of what passes through: a client's connection and one to an endpoint.
+//!
+//! Invariant: both tell, without a system call and without a lock, what has to be known about them from outside: when
+//! the client was last heard of, and whether an idle connection to an endpoint is still good.
+
+use crate::framing::Framing;
+use bytes::{Buf, Bytes};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// What is known of a client's connection besides its bytes. Only its worker writes it; it is atomic because a
+/// connection that is upgraded has to be `Send`.
+#[derive(Debug, Default)]
+pub(crate) struct Signs {
+    /// The worker's clock when bytes last came, in ticks.
+    pub(crate) read: AtomicU32,
+    /// The tick at which the first byte of a head came that is not complete; 0 for none.
+    pub(crate) head: AtomicU32,
+    /// The tick at which the client last stopped taking what is sent to it; 0 if it takes it.
+    pub(crate) stuck: AtomicU32,
+    /// A request's body is waited for.
+    pub(crate) body: AtomicBool,
+    /// Requests under way.
+    pub(crate) active: AtomicU32,
+    /// Requests whose framing cannot be relied on: the number of the first, counted from 1; 0 for none.
+    pub(crate) suspect: AtomicU32,
+    /// Requests so far.
+    pub(crate) requests: AtomicU32,
+}
+
+/// A client's connection.
+pub(crate) struct ClientStream {
+    inner: Inner,
+    /// What was read before it was known what it is.
+    early: Bytes,
+    signs: Arc<Signs>,
+    clock: Arc<AtomicU32>,
+    /// For HTTP/1: follows where requests begin and end.
+    framing: Option<Box<Framing>>,
+}
+
+pub(crate) enum Inner {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<Early<TcpStream>>>),
+}
+
+impl ClientStream {
+    pub(crate) fn new(inner: Inner, early: Bytes, clock: Arc<AtomicU32>) -> Self {
+        Self { inner, early, signs: Arc::default(), clock, framing: None }
+    }
+
+    /// From now on it is HTTP/1, and its framing is watched.
+    pub(crate) fn watch(&mut self) {
+        self.framing = Some(Box::default());
+    }
+
+    pub(crate) fn signs(&self) -> Arc<Signs> {
+        Arc::clone(&self.signs)
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        if this.early.is_empty() {
+            ready!(match &mut this.inner {
+                Inner::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+                Inner::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            })?;
+        } else {
+            let length = this.early.len().min(buffer.remaining());
+            buffer.put_slice(&this.early[..length]);
+            this.early.advance(length);
+        }
+        let came = &buffer.filled()[before..];
+        if !came.is_empty() {
+            let now = this.clock.load(Relaxed);
+            this.signs.read.store(now, Relaxed);
+            if this.framing.is_some()
+                && this.signs.active.load(Relaxed) == 0
+                && this.signs.head.load(Relaxed) == 0
+            {
+                this.signs.head.store(now, Relaxed);
+            }
+            if let Some(framing) = &mut this.framing
+                && let Some(number) = framing.follow(came)
+            {
+                this.signs.suspect.store(number, Relaxed);
+                this.framing = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl ClientStream {
+    fn sent<T>(&self, sent: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let stuck = &self.signs.stuck;
+        match &sent {
+            Poll::Ready(_) if stuck.load(Relaxed) == 0 => {}
+            Poll::Ready(_) => stuck.store(0, Relaxed),
+            Poll::Pending if stuck.load(Relaxed) == 0 => stuck.store(self.clock.load(Relaxed), Relaxed),
+            Poll::Pending => {}
+        }
+        sent
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let sent = match &mut this.inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Inner::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        };
+        this.sent(sent)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let sent = match &mut this.inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Inner::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        };
+        this.sent(sent)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let sent = match &mut this.inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Inner::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        };
+        this.sent(sent)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Inner::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A stream some of which was read before.
+pub(crate) struct Early<S> {
+    pub(crate) early: Bytes,
+    pub(crate) stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Early<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.early.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, buffer);
+        }
+        let length = this.early.len().min(buffer.remaining());
+        buffer.put_slice(&this.early[..length]);
+        this.early.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Early<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// A connection to an endpoint, which its pool can look at while hyper owns it.
+#[derive(Clone)]
+pub(crate) struct EndpointStream(pub(crate) Arc<TcpStream>);
+
+impl EndpointStream {
+    /// Whether nothing has come on an idle connection: no bytes, no end. One system call.
+    pub(crate) fn is_silent(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let mut byte = [0u8; 1];
+        let peeked = recv(&*self.0, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+impl AsyncRead for EndpointStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read_buf(buffer) {
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for EndpointStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Write).map_err(Into::into))
+    }
+}
