@@ -1,14 +1,22 @@
 //! The router's model: from the keys under `/services/` to the endpoints that traffic may go to, and when to
 //! hand them to an output that must be reloaded.
 //!
-//! Not here: rendering and reloading. Invariant: a value that cannot be read concerns its own entry only; it is
+//! Not here: rendering and reloading. [`Steady`] stands between the catalog and whoever serves it. Invariant: a value that cannot be read concerns its own entry only; it is
 //! kept in [`Catalog::quarantined`] with the reason, and everything else goes on.
+
+/// When an output is reloaded.
+mod pace;
+/// What is served while the hub's word is doubted.
+mod steady;
+
+pub use pace::{Batch, Pace};
+pub use steady::{Gone, PANIC_HOLD, Steady};
 
 use model::{
     Endpoint, Health, Instance, InstanceState, ServiceConfig, ServiceMeta, ServiceName,
     keys::{self, ServiceKey},
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 /// Every service with its instances.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -192,58 +200,6 @@ fn text(value: &[u8]) -> Result<&str, String> {
     str::from_utf8(value).map_err(|_| "it is not UTF-8".to_owned())
 }
 
-/// How often an output may be reloaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
-    /// How long to wait for more changes after the first one: registrations come in bursts.
-    pub settle: Duration,
-    /// The least time between reloads. Every reload of nginx closes its clients' idle connections.
-    pub interval: Duration,
-    /// The same when an endpoint went away: waiting would send requests to nobody.
-    pub removal_interval: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            settle: Duration::from_millis(10),
-            interval: Duration::from_secs(2),
-            removal_interval: Duration::from_millis(500),
-        }
-    }
-}
-
-/// Decides when an output is brought up to date. Times are durations since any fixed moment.
-#[derive(Debug, Clone, Default)]
-pub struct Batch {
-    pending: Option<(Duration, Effect)>,
-    applied: Option<Duration>,
-}
-
-impl Batch {
-    /// Notes a change.
-    pub fn note(&mut self, now: Duration, effect: Effect) {
-        if effect != Effect::Nothing {
-            let (since, worst) = self.pending.unwrap_or((now, effect));
-            self.pending = Some((since, worst.max(effect)));
-        }
-    }
-
-    /// When to apply what is pending; `None` when nothing is.
-    pub fn due(&self, pace: &Pace) -> Option<Duration> {
-        let (since, worst) = self.pending?;
-        let interval = if worst == Effect::Removed { pace.removal_interval } else { pace.interval };
-        let settled = since + pace.settle;
-        Some(self.applied.map_or(settled, |applied| settled.max(applied + interval)))
-    }
-
-    /// Notes that everything pending was applied, or at least tried.
-    pub fn applied(&mut self, now: Duration) {
-        self.pending = None;
-        self.applied = Some(now);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,23 +252,5 @@ mod tests {
         assert_eq!(more.effect_since(&before), Effect::Added);
         assert_eq!(before.effect_since(&more), Effect::Removed);
         assert_eq!(before.effect_since(&before), Effect::Nothing);
-    }
-
-    #[test]
-    fn the_first_change_is_applied_at_once_and_the_next_wait() {
-        let (pace, ms) = (Pace::default(), Duration::from_millis);
-        let mut batch = Batch::default();
-        assert_eq!(batch.due(&pace), None);
-        batch.note(ms(1000), Effect::Added);
-        batch.note(ms(1005), Effect::Added);
-        assert_eq!(batch.due(&pace), Some(ms(1010)));
-        batch.applied(ms(1010));
-        assert_eq!(batch.due(&pace), None);
-        batch.note(ms(1100), Effect::Added);
-        assert_eq!(batch.due(&pace), Some(ms(3010)));
-        batch.note(ms(1200), Effect::Removed);
-        assert_eq!(batch.due(&pace), Some(ms(1510)));
-        batch.note(ms(1300), Effect::Nothing);
-        assert_eq!(batch.due(&pace), Some(ms(1510)));
     }
 }
