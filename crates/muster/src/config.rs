@@ -5,6 +5,7 @@
 
 use access::{Access, Login, Password};
 use anyhow::{Context, Result, bail, ensure};
+use gateway::GatewayConfig;
 use ipnet::Ipv4Net;
 use nginx::NginxConfig;
 use serde::{Deserialize, Deserializer};
@@ -245,6 +246,8 @@ pub struct OverlaySection {
 pub struct RouterSection {
     /// `[router.nginx]`: look after this machine's nginx.
     pub nginx: NginxConfig,
+    /// `[router.gateway]`: balance traffic without nginx, and without reloads.
+    pub gateway: GatewayConfig,
 }
 
 impl Default for EngineSection {
@@ -282,7 +285,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 31] = [
+pub const FIELDS: [(&str, &str); 41] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -314,6 +317,16 @@ pub const FIELDS: [(&str, &str); 31] = [
     ("router.nginx.main", "\"/etc/nginx/nginx.conf\""),
     ("router.nginx.pid-file", "\"/run/nginx.pid\""),
     ("router.nginx.program", "\"/usr/sbin/nginx\""),
+    ("router.gateway.enabled", "false"),
+    ("router.gateway.http", "[\"0.0.0.0:80\"]"),
+    ("router.gateway.https", "[\"0.0.0.0:443\"] (with certificates)"),
+    ("router.gateway.tcp-address", "\"0.0.0.0\""),
+    ("router.gateway.admin", "\"127.0.0.1:9153\""),
+    ("router.gateway.certificates", "[]"),
+    ("router.gateway.zone", "\"svc.cluster.internal\""),
+    ("router.gateway.access-log", "none"),
+    ("router.gateway.proxy-protocol", "false"),
+    ("router.gateway.threads", "0 (one per processor)"),
 ];
 
 /// A configuration and where each of its values comes from.
