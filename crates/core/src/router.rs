@@ -6,6 +6,8 @@
 
 /// When an output is reloaded.
 mod pace;
+/// The catalog in other programs' formats.
+pub mod project;
 /// What is served while the hub's word is doubted.
 mod steady;
 

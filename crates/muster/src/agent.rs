@@ -4,6 +4,8 @@
 //! Invariants: a role that fails is said so and, where it can, tries on; what runs on the machine is never touched
 //! by the daemon's own end. Only a machine that shuts down says good-bye to the cluster.
 
+/// What this machine's outputs serve, told to whoever drains.
+mod applied;
 /// The machine's orderly way out of the cluster.
 mod departure;
 /// The engine's election and its decisions' way to the hub.
@@ -12,6 +14,8 @@ mod engine;
 mod events;
 /// The note and the service that stop units which may not outlive the machine's lease.
 mod fence;
+/// The gateway, kept in step with the registered services.
+mod gateway;
 /// Former texts of units.
 mod history;
 /// Who this machine is, and which cluster the hub is of.
@@ -30,6 +34,8 @@ mod service;
 mod shell;
 /// States of units on their way to the hub.
 mod states;
+/// The services as outputs serve them.
+mod steady;
 /// The machine's share of the schedule, carried out through systemd.
 mod units;
 
@@ -145,9 +151,19 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         .engine
         .enabled
         .then(|| roles.spawn(engine::run(machine.clone(), store.clone(), stop.clone())));
-    if machine.config.router.nginx.enabled {
-        let nginx = nginx::Nginx::new(machine.config.router.nginx.clone())?;
-        roles.spawn(router::run(store.clone(), nginx));
+    if machine.config.router.has_outputs() {
+        let (follower, services) = steady::Follower::new(store.clone(), machine.config.router.panic_hold);
+        roles.spawn(follower.run());
+        let applied = applied::Applied::new();
+        if machine.config.router.nginx.enabled {
+            let nginx = nginx::Nginx::new(machine.config.router.nginx.clone())?;
+            roles.spawn(router::run(services.clone(), nginx, applied.register("nginx")));
+        }
+        if machine.config.router.gateway.enabled {
+            let (config, reporter) = (machine.config.router.gateway.clone(), applied.register("gateway"));
+            roles.spawn(gateway::run(config, services.clone(), reporter, stop.clone()));
+        }
+        roles.spawn(applied.run(machine.clone(), store.clone(), session.lease(), services));
     }
     let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone());
     serve(&machine, service, &stop, &mut roles).await?;

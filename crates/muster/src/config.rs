@@ -241,13 +241,33 @@ pub struct OverlaySection {
 }
 
 /// `[router]`
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RouterSection {
+    /// How long instances are served on when most of a service vanishes at once; `0s` for not at all.
+    #[serde(deserialize_with = "duration")]
+    pub panic_hold: Duration,
     /// `[router.nginx]`: look after this machine's nginx.
     pub nginx: NginxConfig,
     /// `[router.gateway]`: balance traffic without nginx, and without reloads.
     pub gateway: GatewayConfig,
+}
+
+impl RouterSection {
+    /// Whether anything here is told of services.
+    pub fn has_outputs(&self) -> bool {
+        self.nginx.enabled || self.gateway.enabled
+    }
+}
+
+impl Default for RouterSection {
+    fn default() -> Self {
+        Self {
+            panic_hold: muster_core::router::PANIC_HOLD,
+            nginx: NginxConfig::default(),
+            gateway: GatewayConfig::default(),
+        }
+    }
 }
 
 impl Default for EngineSection {
@@ -285,7 +305,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 41] = [
+pub const FIELDS: [(&str, &str); 42] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -309,6 +329,7 @@ pub const FIELDS: [(&str, &str); 41] = [
     ("overlay.network", "\"10.1.0.0/16\""),
     ("overlay.interface", "the default route's"),
     ("overlay.bridge", "\"docker0\""),
+    ("router.panic-hold", "\"30s\""),
     ("router.nginx.enabled", "false"),
     ("router.nginx.listen", "80"),
     ("router.nginx.ports", "{}"),

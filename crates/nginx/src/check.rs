@@ -4,7 +4,8 @@
 //! given a copy of its main file that includes, instead of the destination's directory, a staging directory:
 //! links to all its files, and the new one. Invariant: nothing that the running nginx reads is touched.
 
-use crate::{NginxConfig, NginxError};
+use crate::NginxConfig;
+use render::Error;
 use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -15,14 +16,15 @@ use std::{
 /// A test takes 10 ms; one that hangs does so on a name that the resolver cannot find.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(crate) async fn check(config: &NginxConfig, text: &str) -> Result<(), NginxError> {
+pub(crate) async fn check(config: &NginxConfig, text: &str) -> Result<(), Error> {
     let (directory, name) = match (config.destination.parent(), config.destination.file_name()) {
         (Some(directory), Some(name)) => (directory, name),
         _ => {
             let source = std::io::Error::other("it has no directory");
-            return Err(NginxError::File { path: config.destination.clone(), source });
+            return Err(Error::File { path: config.destination.clone(), source });
         }
     };
+    let refused = |said: &str| Error::Refused { path: config.destination.clone(), said: said.to_owned() };
     let main = std::fs::read_to_string(&config.main).map_err(file(&config.main))?;
     // Beside the main file, because nginx looks up relative includes from there.
     let staging = Staging {
@@ -31,7 +33,11 @@ pub(crate) async fn check(config: &NginxConfig, text: &str) -> Result<(), NginxE
     };
     let redirected =
         redirect(&main, directory, config.main.parent(), &staging.directory).ok_or_else(|| {
-            NginxError::NotIncluded { main: config.main.clone(), directory: directory.to_owned() }
+            Error::Misplaced(format!(
+                "{} includes nothing from {directory}: add `include {directory}/*.conf;` to its http section",
+                config.main.display(),
+                directory = directory.display()
+            ))
         })?;
     staging.clear();
     std::fs::create_dir_all(&staging.directory).map_err(file(&staging.directory))?;
@@ -54,14 +60,14 @@ pub(crate) async fn check(config: &NginxConfig, text: &str) -> Result<(), NginxE
         .output();
     let output = match tokio::time::timeout(TIMEOUT, test).await {
         Ok(output) => output.map_err(file(&config.program))?,
-        Err(_) => return Err(NginxError::Refused(format!("no verdict within {} s", TIMEOUT.as_secs()))),
+        Err(_) => return Err(refused(&format!("no verdict within {} s", TIMEOUT.as_secs()))),
     };
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.replace(&*staging.directory.to_string_lossy(), &directory.to_string_lossy());
-    Err(NginxError::Refused(said.trim().to_owned()))
+    Err(refused(said.trim()))
 }
 
 /// The main file with its includes of `directory` turned to `staging`; `None` when there are none.
@@ -75,8 +81,8 @@ fn redirect(main: &str, directory: &Path, prefix: Option<&Path>, staging: &Path)
     main.contains(&relative).then(|| main.replace(&relative, &format!("include {staging}")))
 }
 
-fn file(path: &Path) -> impl Fn(std::io::Error) -> NginxError {
-    move |source| NginxError::File { path: path.to_owned(), source }
+fn file(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::File { path: path.to_owned(), source }
 }
 
 /// Files of one check; gone when it is over.

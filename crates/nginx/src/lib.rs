@@ -1,20 +1,18 @@
-//! nginx as an output of the router: a template is rendered with the endpoints, checked by nginx itself
-//! together with the rest of its configuration, put in place, and nginx is told to reload.
+//! nginx as an output of the router: a file is checked by nginx itself together with the rest of its configuration, nginx
+//! is told to reload, and asked which file it works by.
 //!
-//! Not here: when to do so (`core::router::Batch`). Invariant: the file in place was accepted by `nginx -t`; one
-//! that was not never gets there, and nginx goes on with the last good one.
+//! Not here: templates and putting files in place (the crate `render`), and when to do so (`core::router::Batch`).
+//! Invariant: the file in place was accepted by `nginx -t`; one that nginx did not take over is taken back.
 
 /// Checking a file together with the configuration it will be part of.
 mod check;
-/// Endpoints into text.
-mod render;
+/// Whether nginx works by the file.
+mod verify;
 
-pub use render::{Service, ServiceEndpoint};
-
+use render::{Data, Engine, Error, Failure, File, Output, Owner, Rendered, Report, Template};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -55,105 +53,71 @@ impl Default for NginxConfig {
     }
 }
 
-/// Why nginx does not show the newest endpoints. It goes on with the last good ones.
-#[derive(Debug, thiserror::Error)]
-pub enum NginxError {
-    /// The template cannot be rendered.
-    #[error("template {name}{}: {reason}", line.map(|line| format!(":{line}")).unwrap_or_default())]
-    Template {
-        /// Which template.
-        name: String,
-        /// Where in it.
-        line: Option<usize>,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A file cannot be read or written.
-    #[error("cannot use {path}")]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The destination is in a directory that nginx does not read.
-    #[error(
-        "{main} includes nothing from {directory}: add `include {directory}/*.conf;` to its http section"
-    )]
-    NotIncluded {
-        /// nginx's main configuration file.
-        main: PathBuf,
-        /// The destination's directory.
-        directory: PathBuf,
-    },
-    /// nginx refused the new file.
-    #[error("nginx refused the new configuration and keeps the old one: {0}")]
-    Refused(String),
-    /// nginx cannot be told.
-    #[error("nginx does not run (no process in {pid_file}): start it with `systemctl enable --now nginx`")]
-    NotRunning {
-        /// Where its pid was looked for.
-        pid_file: PathBuf,
-    },
-}
-
-/// What applying did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Applied {
-    /// nginx shows this already.
-    Unchanged,
-    /// nginx was told to reload.
-    Reloaded,
-}
-
 /// This machine's nginx.
 pub struct Nginx {
-    config: NginxConfig,
-    template: render::Template,
-    /// What nginx was last told to load; what is on disk does not count, for a reload may have failed.
-    applied: Option<String>,
+    ports: BTreeMap<model::ServiceName, u16>,
+    engine: Engine<Reader>,
 }
 
 impl Nginx {
     /// Reads the template.
-    pub fn new(config: NginxConfig) -> Result<Self, NginxError> {
-        let template = render::Template::load(config.template.as_deref())?;
-        Ok(Self { config, template, applied: None })
+    pub fn new(config: NginxConfig) -> Result<Self, Error> {
+        let template = match &config.template {
+            Some(path) => Template::load(path)?,
+            None => Template::builtin("nginx").expect("nginx's template is built in")?,
+        };
+        let values = BTreeMap::from([("listen".to_owned(), config.listen.into())]);
+        let ports = config.ports.clone();
+        let file = File::new(config.destination.clone(), Owner::default(), Reader { config });
+        Ok(Self { ports, engine: Engine::new(template, file, values) })
     }
 
-    /// The file for `services`.
-    pub fn render(&self, services: &[Service]) -> Result<String, NginxError> {
-        self.template.render(&self.config, services)
-    }
-
-    /// Checks `text`, puts it in place and reloads nginx, unless that was done before.
-    pub async fn apply(&mut self, text: &str) -> Result<Applied, NginxError> {
-        if self.applied.as_deref() == Some(text) {
-            return Ok(Applied::Unchanged);
+    /// Brings nginx in step with the services.
+    pub async fn apply(&mut self, data: &Data) -> Result<Report, Error> {
+        let mut data = data.clone();
+        for service in &mut data.services {
+            service.port = self.ports.get(&service.name).copied();
         }
-        check::check(&self.config, text).await?;
-        replace(&self.config.destination, text.as_bytes())?;
-        self.reload()?;
-        self.applied = Some(text.to_owned());
-        Ok(Applied::Reloaded)
+        self.engine.apply(&data).await
     }
 
-    /// The signal that `nginx -s reload` sends, without starting an nginx to send it.
-    fn reload(&self) -> Result<(), NginxError> {
-        let not_running = || NginxError::NotRunning { pid_file: self.config.pid_file.clone() };
-        let text = std::fs::read_to_string(&self.config.pid_file).map_err(|_| not_running())?;
-        let pid =
-            text.trim().parse().ok().and_then(rustix::process::Pid::from_raw).ok_or_else(not_running)?;
-        rustix::process::kill_process(pid, rustix::process::Signal::HUP).map_err(|_| not_running())
+    /// The text for the services.
+    pub fn render(&self, data: &Data) -> Result<String, Error> {
+        self.engine.render(data)
     }
 }
 
-/// Replaces a file as a whole: readers see the old or the new text, also after a power cut.
-fn replace(path: &Path, contents: &[u8]) -> Result<(), NginxError> {
-    let wrong = |source| NginxError::File { path: path.to_owned(), source };
-    let staged = path.with_extension("new");
-    let mut file = std::fs::File::create(&staged).map_err(wrong)?;
-    file.write_all(contents).and_then(|()| file.sync_all()).map_err(wrong)?;
-    std::fs::rename(&staged, path).map_err(wrong)
+/// nginx, as the reader of its file.
+struct Reader {
+    config: NginxConfig,
+}
+
+impl Output for Reader {
+    async fn check(&self, _: &Path, text: &str) -> Result<(), Error> {
+        check::check(&self.config, text).await
+    }
+
+    async fn activate(&self, rendered: &Rendered) -> Result<(), Failure> {
+        let log = verify::Log::here(&self.config);
+        let master = self.reload()?;
+        verify::verify(&self.config, rendered, master, log).await
+    }
+}
+
+impl Reader {
+    /// The signal that `nginx -s reload` sends, without starting an nginx to send it.
+    fn reload(&self) -> Result<rustix::process::Pid, Failure> {
+        let pid_file = &self.config.pid_file;
+        let remedy = format!(
+            "nginx does not run (no process in {}): start it with `systemctl enable --now nginx`",
+            pid_file.display()
+        );
+        let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
+        let master = pid
+            .and_then(rustix::process::Pid::from_raw)
+            .ok_or_else(|| Failure::NotRunning(remedy.clone()))?;
+        rustix::process::kill_process(master, rustix::process::Signal::HUP)
+            .map_err(|_| Failure::NotRunning(remedy))?;
+        Ok(master)
+    }
 }

@@ -6,12 +6,14 @@
 /// From the catalog to the table.
 mod table;
 
-use super::catalog::{Catalogs, Served};
+use super::{
+    applied::{Inflight, Reporter},
+    steady::{Served, Services},
+};
 use ::gateway::{Applied, Gateway, GatewayConfig, GatewayError, Inherited, Table};
 use anyhow::Result;
-use model::{Instance, Revision, ServiceName};
-use std::{collections::BTreeMap, os::fd::AsFd, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use model::{Revision, ServiceName};
+use std::{collections::BTreeMap, os::fd::AsFd, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -20,19 +22,16 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// What requests under way get when the daemon ends.
 const DRAIN: Duration = Duration::from_millis(2500);
 
-/// What the gateway serves, for whoever waits for it: [`super::applied`].
-pub(super) type Report = (Revision, BTreeMap<ServiceName, BTreeMap<Instance, u64>>);
-
-/// Serves until `stop`. `report` is told what is served.
+/// Serves until `stop`.
 pub(super) async fn run(
     config: GatewayConfig,
-    mut catalogs: Catalogs,
-    report: watch::Sender<Option<Report>>,
+    mut services: Services,
+    reporter: Reporter,
     stop: CancellationToken,
 ) -> Result<()> {
-    // Before the first listing nothing is known, and a gateway that knows nothing would refuse.
+    // Before the hub was heard nothing is known, and a gateway that knows nothing would refuse.
     let first = tokio::select! {
-        served = known(&mut catalogs) => served,
+        served = next(&mut services) => served,
         () = stop.cancelled() => return Ok(()),
     };
     let Some(gateway) = begin(&config, &first, &stop).await else { return Ok(()) };
@@ -42,29 +41,34 @@ pub(super) async fn run(
     serve(&gateway, &first, &mut problems);
     loop {
         tokio::select! {
-            served = known(&mut catalogs) => {
+            served = next(&mut services) => {
                 serve(&gateway, &served, &mut problems);
                 kept = keep(&gateway, &kept);
             }
             changed = applied.changed() => match changed {
-                Ok(()) => drop(report.send_replace(Some(reported(&applied.borrow_and_update())))),
+                Ok(()) => {
+                    let (revision, inflight) = reported(&applied.borrow_and_update());
+                    reporter.report(revision, inflight);
+                }
                 Err(_) => break,
             },
             () = stop.cancelled() => break,
         }
     }
-    drop(report.send_replace(None));
+    // Nobody waits for a gateway that ends.
+    drop(reporter);
     let _ = tokio::task::spawn_blocking(move || gateway.shutdown(DRAIN)).await;
     Ok(())
 }
 
-/// The next catalog; waits for ever when there is none any more.
-async fn known(catalogs: &mut Catalogs) -> Arc<Served> {
+/// What is to be served next; waits for ever when nobody is left who could say.
+async fn next(services: &mut Services) -> Served {
     loop {
-        if catalogs.changed().await.is_err() {
+        if services.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        if let Some(served) = catalogs.borrow_and_update().clone() {
+        let served = services.borrow_and_update().clone();
+        if served.known {
             return served;
         }
     }
@@ -112,8 +116,8 @@ fn serve(gateway: &Gateway, served: &Served, problems: &mut BTreeMap<ServiceName
     gateway.update(table, u64::try_from(served.revision.0).unwrap_or_default());
 }
 
-fn reported(applied: &Applied) -> Report {
-    let mut inflight: BTreeMap<ServiceName, BTreeMap<Instance, u64>> = BTreeMap::new();
+fn reported(applied: &Applied) -> (Revision, Inflight) {
+    let mut inflight = Inflight::new();
     for ((service, instance), count) in applied.draining.iter().filter(|(_, count)| **count > 0) {
         inflight.entry(service.clone()).or_default().insert(instance.clone(), *count);
     }
