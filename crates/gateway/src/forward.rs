@@ -415,8 +415,7 @@ fn prepare(client: &Client, parts: &mut Parts, chunked: bool, upgrade: Option<&H
     let worker = &client.worker;
     // HTTP/2 says it in the target.
     if !parts.headers.contains_key(header::HOST)
-        && let Some(Ok(host)) =
-            parts.uri.authority().map(|host| HeaderValue::from_str(host.as_str()))
+        && let Some(Ok(host)) = parts.uri.authority().map(|host| HeaderValue::from_str(host.as_str()))
     {
         parts.headers.insert(header::HOST, host);
     }
@@ -552,8 +551,7 @@ fn refuse(client: &Client, refusal: Refusal) -> Response<ResponseBody> {
         }
         Refusal::Unreachable(service) => {
             let status = count(&service, StatusCode::SERVICE_UNAVAILABLE);
-            let mut response =
-                own(status, format!("no instance of {} could be reached\n", service.name));
+            let mut response = own(status, format!("no instance of {} could be reached\n", service.name));
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             response
         }

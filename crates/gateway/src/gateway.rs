@@ -86,7 +86,11 @@ impl Gateway {
 
     /// Starts a gateway on sockets that one before it had: systemd's ([`crate::inherited`]) or a former process'
     /// ([`crate::Takeover`]). Those for what is not in the configuration are closed.
-    pub fn start_with(config: GatewayConfig, table: Table, inherited: Inherited) -> Result<Self, GatewayError> {
+    pub fn start_with(
+        config: GatewayConfig,
+        table: Table,
+        inherited: Inherited,
+    ) -> Result<Self, GatewayError> {
         let start = Instant::now();
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -131,24 +135,19 @@ impl Gateway {
             };
             handles.push(spawn(format!("gateway-{index}"), move || worker::run(begin))?);
         }
-        let asker =
-            Asker { workers, served: served_here, problems: Arc::clone(&problems), shared: Arc::clone(&shared) };
+        let asker = Asker {
+            workers,
+            served: served_here,
+            problems: Arc::clone(&problems),
+            shared: Arc::clone(&shared),
+        };
         let (taken, taken_over) = watch::channel(false);
         let doors = Doors::open(&shared)?;
         let admin = doors.admin.as_ref().and_then(|admin| admin.local_addr().ok());
         let (own, asking, over) = (Arc::clone(&shared), asker.clone(), phase_here);
         let control = spawn("gateway-admin".to_owned(), move || doors.run(own, asking, over, taken))?;
         info!(threads, "gateway started");
-        Ok(Self {
-            shared,
-            served,
-            phase,
-            asker,
-            threads: handles,
-            control: Some(control),
-            admin,
-            taken_over,
-        })
+        Ok(Self { shared, served, phase, asker, threads: handles, control: Some(control), admin, taken_over })
     }
 
     /// Replaces the table. Requests that are under way go on as they are; nothing is reloaded, no connection to a client
@@ -309,7 +308,9 @@ impl Doors {
             let ready = bound.and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
             match ready {
                 // The former process still has it; metrics wait until it is gone.
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && shared.config.takeover.is_some() => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && shared.config.takeover.is_some() =>
+                {
                     Ok(None)
                 }
                 ready => ready.map(Some).map_err(|source| GatewayError::Listen { address, source }),
@@ -323,7 +324,13 @@ impl Doors {
         Ok(Self { admin: admin.transpose()?.flatten(), takeover: takeover.transpose()? })
     }
 
-    fn run(self, shared: Arc<Shared>, asker: Asker, over: watch::Receiver<Phase>, taken: watch::Sender<bool>) {
+    fn run(
+        self,
+        shared: Arc<Shared>,
+        asker: Asker,
+        over: watch::Receiver<Phase>,
+        taken: watch::Sender<bool>,
+    ) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {

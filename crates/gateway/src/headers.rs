@@ -107,7 +107,9 @@ pub(crate) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
     }
     let wanted = parts.headers.get(header::UPGRADE)?;
     let said = parts.headers.get_all(header::CONNECTION).iter().any(|value| {
-        value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade")))
+        value
+            .to_str()
+            .is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade")))
     });
     // `h2c` is between the client and us, and we do not offer it that way.
     (said && !wanted.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| wanted.clone())
@@ -143,9 +145,11 @@ pub(crate) fn append_forwarded(headers: &mut HeaderMap, client: &HeaderValue) {
 
 /// A cookie's value.
 pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok()).find_map(|value| {
-        value.split(';').find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
-    })
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .find_map(|value| value.split(';').find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('=')))
 }
 
 #[cfg(test)]
@@ -190,7 +194,8 @@ mod tests {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         strip(&mut headers);
-        let mut left: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().expect("text"))).collect();
+        let mut left: Vec<_> =
+            headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().expect("text"))).collect();
         left.sort();
         assert_eq!(left, ["accept: x", "host: a", "te: trailers"]);
     }

@@ -104,7 +104,8 @@ pub(crate) fn bind(
     }
     let mut address = address;
     while sockets.len() < threads {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), None).map_err(error)?;
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), None).map_err(error)?;
         if address.is_ipv6() {
             socket.set_only_v6(true).map_err(error)?;
         }

@@ -4,9 +4,9 @@
 
 use crate::forward::{self, Client};
 use crate::io::{ClientStream, Early, Inner};
+use crate::proxy_protocol;
 use crate::upstream::LocalExec;
 use crate::worker::{Conn, Order, Worker};
-use crate::proxy_protocol;
 use bytes::{Bytes, BytesMut};
 use hyper::header::HeaderValue;
 use hyper::server::conn::{http1, http2};
@@ -100,7 +100,8 @@ async fn connection(
         io::Result::Ok(h2.map(|h2| (Inner::Plain(stream), early.freeze(), h2, client)))
     };
     let greeted = tokio::time::timeout(limit, greeting).await;
-    let Some((inner, early, h2, client)) = greeted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??
+    let Some((inner, early, h2, client)) =
+        greeted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??
     else {
         return Ok(());
     };

@@ -7,7 +7,8 @@
 
 use crate::listen::{Inherited, Listener};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -106,8 +107,12 @@ fn send(to: &mut UnixStream, part: &[(Listener, OwnedFd)]) -> io::Result<()> {
     if !ancillary.push(SendAncillaryMessage::ScmRights(&sockets)) {
         return Err(io::Error::other("too many sockets at once"));
     }
-    let sent =
-        rustix::net::sendmsg(to.as_fd(), &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::empty())?;
+    let sent = rustix::net::sendmsg(
+        to.as_fd(),
+        &[IoSlice::new(text.as_bytes())],
+        &mut ancillary,
+        SendFlags::empty(),
+    )?;
     to.write_all(&text.as_bytes()[sent..])
 }
 

@@ -8,12 +8,12 @@ use access::{FileError, Identity, Stamp};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info};
 
 /// What connections are secured with.
@@ -99,4 +99,3 @@ impl ResolvesServerCert for ByName {
         self.0.iter().find(names).or_else(|| self.0.first()).cloned()
     }
 }
-

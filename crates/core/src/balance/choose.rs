@@ -48,7 +48,8 @@ impl Balancer {
     /// What a further request would have to expect there. With nothing under way it is the latency alone, so that of
     /// equally fast endpoints the one drawn first, by weight, is chosen.
     fn load(&self, now: Moment, position: usize) -> f64 {
-        let slot = self.slots[self.view.open[position] as usize].as_ref().expect("what is in view has a slot");
+        let slot =
+            self.slots[self.view.open[position] as usize].as_ref().expect("what is in view has a slot");
         let share = self.view.weights[position] as f64 / self.view.heaviest as f64;
         (f64::from(slot.inflight) / share + 1.0) * slot.latency.aged(now)
     }

@@ -45,7 +45,8 @@ impl App {
     }
 
     pub(crate) fn start_on(name: &str, address: SocketAddr) -> Self {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
         socket.set_reuse_address(true).expect("an option");
         socket.bind(&address.into()).expect("a free port");
         socket.listen(1024).expect("a listener");
@@ -129,7 +130,10 @@ fn serve(state: &State, name: &str, stream: TcpStream) -> std::io::Result<()> {
             return writer.shutdown(Shutdown::Both);
         }
         if let Some(protocol) = websocket {
-            write!(writer, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n")?;
+            write!(
+                writer,
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+            )?;
             // Says everything twice.
             let mut piece = [0; 1024];
             loop {
@@ -154,7 +158,10 @@ fn serve(state: &State, name: &str, stream: TcpStream) -> std::io::Result<()> {
             }
             (Some("drop"), _) => return writer.shutdown(Shutdown::Both),
             (Some("close"), _) => {
-                write!(writer, "HTTP/1.1 200 OK\r\nConnection: close\r\nX-Hop: 1\r\nContent-Length: 2\r\n\r\nok")?;
+                write!(
+                    writer,
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nX-Hop: 1\r\nContent-Length: 2\r\n\r\nok"
+                )?;
                 return writer.shutdown(Shutdown::Both);
             }
             (Some("chunks"), _) => {
@@ -176,7 +183,8 @@ fn serve(state: &State, name: &str, stream: TcpStream) -> std::io::Result<()> {
         if head_only || status.starts_with("204") || status.starts_with("304") {
             text.clear();
         }
-        let mut answer = format!("HTTP/1.1 {status}\r\nX-App: {name}\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+        let mut answer =
+            format!("HTTP/1.1 {status}\r\nX-App: {name}\r\nContent-Length: {length}\r\n\r\n").into_bytes();
         answer.extend(text);
         writer.write_all(&answer)?;
     }

@@ -99,7 +99,9 @@ fn routes_by_host_and_path_go_to_their_services() {
     let (web, api) = (App::start("web@1"), App::start("api@1"));
     let mut table = table(&[&web]);
     let more = crate::support::table(&[&api]);
-    table.services.extend(more.services.into_values().map(|service| ("api".parse().expect("a name"), service)));
+    table
+        .services
+        .extend(more.services.into_values().map(|service| ("api".parse().expect("a name"), service)));
     let route = |host: &str, prefix: &str, service: &str| Route {
         host: host.parse().expect("a host"),
         prefix: prefix.to_owned(),
@@ -137,10 +139,8 @@ fn a_new_table_serves_at_once_and_no_connection_ends() {
 #[test]
 fn a_drain_is_acknowledged_when_nothing_is_under_way_and_idle_connections_end() {
     let apps = ["web@1", "web@2"].map(App::start);
-    let (gateway, address) = start(table_with(
-        &apps.each_ref(),
-        Policy { balance: Balance::RoundRobin, ..Policy::default() },
-    ));
+    let (gateway, address) =
+        start(table_with(&apps.each_ref(), Policy { balance: Balance::RoundRobin, ..Policy::default() }));
     let mut clients: Vec<_> = (0..8).map(|_| Client::connect(address)).collect();
     for client in &mut clients {
         for _ in 0..2 {
@@ -231,8 +231,7 @@ fn clients_stay_with_their_instance_by_a_cookie() {
 fn a_hash_keeps_what_belongs_together_in_one_place() {
     let apps = ["web@1", "web@2", "web@3"].map(App::start);
     let balance = "hash:header:X-User".parse().expect("valid");
-    let (_gateway, address) =
-        start(table_with(&apps.each_ref(), Policy { balance, ..Policy::default() }));
+    let (_gateway, address) = start(table_with(&apps.each_ref(), Policy { balance, ..Policy::default() }));
     let mut places = BTreeSet::new();
     for user in 0..12 {
         let of_user: BTreeSet<_> = (0..5)
@@ -271,7 +270,10 @@ fn metrics_routes_and_health_are_on_the_admin_port_only() {
     assert!(metrics.contains("muster_gateway_requests_total{service=\"web\"} 1"), "{metrics}");
     assert!(metrics.contains("muster_gateway_responses_total{service=\"web\",code=\"2xx\"} 1"), "{metrics}");
     let routes = get(admin, "/routes").text();
-    assert!(routes.contains("\"instance\": \"web@1\"") && routes.contains("\"standing\": \"in\""), "{routes}");
+    assert!(
+        routes.contains("\"instance\": \"web@1\"") && routes.contains("\"standing\": \"in\""),
+        "{routes}"
+    );
     assert_eq!(get(address, "/_muster/healthz").text(), "web@1", "a path like any other");
     let mut text = String::new();
     eventually(|| {

@@ -45,7 +45,12 @@ fn what_may_have_arrived_is_sent_again_only_if_that_does_no_harm() {
     client.send("POST / HTTP/1.1\r\nHost: web\r\nIdempotency-Key: 7\r\nContent-Length: 2\r\n\r\nhi");
     assert_eq!(client.answer().expect("an answer").status, 502);
     assert!((2..=3).contains(&(seen() - before)));
-    assert!(apps.iter().flat_map(App::seen).filter(|s| s.header("idempotency-key").is_some()).all(|s| s.body == b"hi"));
+    assert!(
+        apps.iter()
+            .flat_map(App::seen)
+            .filter(|s| s.header("idempotency-key").is_some())
+            .all(|s| s.body == b"hi")
+    );
     apps[1].go_deaf(false);
     for _ in 0..20 {
         assert_eq!(client.get("/").status, 200, "another one answers");
@@ -178,14 +183,17 @@ fn slow_and_silent_clients_are_shown_the_door() {
 #[test]
 fn bodies_have_a_limit() {
     let app = App::start("web@1");
-    let (_gateway, address) = start(table_with(&[&app], Policy { max_body: Some(1000), ..Policy::default() }));
+    let (_gateway, address) =
+        start(table_with(&[&app], Policy { max_body: Some(1000), ..Policy::default() }));
     assert_eq!(Client::connect(address).post("/echo", &"x".repeat(1000)).status, 200);
     let mut client = Client::connect(address);
     client.send("POST /echo HTTP/1.1\r\nHost: web\r\nContent-Length: 1001\r\n\r\n");
     assert_eq!(client.answer().expect("an answer").status, 413);
     let chunk = format!("{:x}\r\n{}\r\n", 600, "y".repeat(600));
     let mut client = Client::connect(address);
-    client.send(&format!("POST /echo HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n"));
+    client.send(&format!(
+        "POST /echo HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n"
+    ));
     assert_eq!(client.answer().expect("an answer").status, 413);
     assert_eq!(app.count(), 1, "the others never were whole");
 }
