@@ -128,9 +128,12 @@ impl Node {
     }
 
     pub fn state(&self, of: &Node) -> WgPeerState {
-        let peers = self.runtime.block_on(self.device().peers()).expect("the device answers");
-        let found = peers.into_iter().find(|peer| peer.public_key == of.key.public());
+        let found = self.states().into_iter().find(|peer| peer.public_key == of.key.public());
         found.expect("a peer")
+    }
+
+    pub fn states(&self) -> Vec<WgPeerState> {
+        self.runtime.block_on(self.device().peers()).expect("the device answers")
     }
 
     pub fn device(&self) -> &Wireguard {
