@@ -20,7 +20,9 @@ const BUFFERS: usize = 8;
 /// The largest train.
 const LARGEST: usize = 1 << 16;
 
-/// Packets that are given to the device together: those of a train.
+/// Packets that are given to the device together: those of a train. Each buffer has room for all of them, because the
+/// first packet of a stream takes in those that follow it, as far as they fit. (Memory that is never written to costs
+/// nothing.)
 const PACKETS: usize = 64;
 
 /// A cookie's first byte: sent instead of an answer to somebody who has proven nothing.
@@ -45,7 +47,9 @@ pub(super) async fn run(shared: &Shared) -> io::Error {
         for (train, meta) in storage.iter().zip(&meta).take(count) {
             for datagram in train[..meta.len].chunks(meta.stride.max(1)) {
                 out.take(shared, &peers, datagram, meta.addr);
-                if out.count == PACKETS && let Err(error) = out.write(shared).await {
+                if out.count == PACKETS
+                    && let Err(error) = out.write(shared).await
+                {
                     return error;
                 }
             }
@@ -73,7 +77,7 @@ impl Out {
     fn new() -> Self {
         Self {
             scratch: vec![0; LARGEST],
-            packets: vec![Vec::with_capacity(2048); PACKETS],
+            packets: (0..PACKETS).map(|_| Vec::with_capacity(VIRTIO_NET_HDR_LEN + LARGEST)).collect(),
             count: 0,
             coalescing: GROTable::default(),
             answers: Vec::new(),
@@ -140,7 +144,9 @@ impl Out {
         *lock(&peer.endpoint) = from;
         peer.rx_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
         // The handshake is over: what waited for it.
-        while is_answered && let TunnResult::WriteToNetwork(packet) = tunn.decapsulate(None, &[], &mut self.scratch) {
+        while is_answered
+            && let TunnResult::WriteToNetwork(packet) = tunn.decapsulate(None, &[], &mut self.scratch)
+        {
             answer(packet);
         }
     }
@@ -171,7 +177,7 @@ fn push(
     packet: &[u8],
     source: IpAddr,
 ) {
-    if !peers.of(source).is_some_and(|owner| owner.live.index == entry.live.index) {
+    if peers.of(source).is_none_or(|owner| owner.live.index != entry.live.index) {
         return;
     }
     let buffer = &mut packets[*count];
