@@ -204,11 +204,11 @@ pub struct Capture {
 
 impl Capture {
     pub fn start(switch: &Namespace) -> Self {
-        use rustix::net::{AddressFamily, Protocol, SocketType, recv, socket, sockopt};
+        use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, recv, socket_with, sockopt};
         // ETH_P_ALL, in the network's byte order.
         let all = NonZeroU32::new(u32::from(3u16.to_be())).map(Protocol::from_raw);
-        let socket =
-            switch.enter(|| socket(AddressFamily::PACKET, SocketType::RAW, all)).expect("root may listen");
+        let open = || socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, all);
+        let socket = switch.enter(open).expect("root may listen");
         sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20).expect("root may");
         let timeout = Some(Duration::from_millis(50));
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, timeout).expect("a time");

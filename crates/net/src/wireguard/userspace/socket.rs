@@ -4,7 +4,7 @@
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use rustix::net::{
-    AddressFamily, SocketType, bind, socket, sockopt,
+    AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt,
     sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery},
 };
 use std::{
@@ -85,7 +85,8 @@ impl Socket {
 }
 
 fn dual(port: u16) -> io::Result<std::net::UdpSocket> {
-    let socket = socket(AddressFamily::INET6, SocketType::DGRAM, None)?;
+    // Not for programs that the daemon starts: they would keep the port.
+    let socket = socket_with(AddressFamily::INET6, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_ipv6_v6only(&socket, false)?;
     bind(&socket, &SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
     Ok(socket.into())
