@@ -1,5 +1,6 @@
 //! What can go wrong between us and the kernel, as situations that an operator can act on.
 
+use crate::wireguard::key::KeyError;
 use ipnet::Ipv4Net;
 use std::{io, path::PathBuf, process::ExitStatus};
 
@@ -82,5 +83,43 @@ pub enum NetError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// A file could not be read.
+    #[error("could not read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The file of this machine's WireGuard key has something else in it.
+    #[error(
+        "{path} has no WireGuard key in it ({reason}): put the key back, or remove it to have a new one made"
+    )]
+    DamagedKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: KeyError,
+    },
+    /// WireGuard in the kernel was asked for.
+    #[error(
+        "this kernel has no WireGuard: load its module (`modprobe wireguard`), or allow the one in userspace"
+    )]
+    NoKernelWireguard,
+    /// Peers that contradict each other.
+    #[error("the WireGuard peers contradict each other: {reason}")]
+    WireguardPeers {
+        /// Which, and how.
+        reason: String,
+    },
+    /// The interface's name is somebody else's.
+    #[error(
+        "interface `{name}` is there already and no WireGuard device: remove it with `ip link delete {name}`"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
     },
 }

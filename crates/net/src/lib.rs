@@ -11,6 +11,7 @@ mod changes;
 mod error;
 mod kernel;
 mod rules;
+pub mod wireguard;
 
 pub use changes::Changes;
 pub use error::NetError;

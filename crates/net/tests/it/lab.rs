@@ -219,7 +219,7 @@ impl Machine {
 }
 
 /// Gives `guest` an `eth0` with the address `ip` on the network that `fabric` carries.
-fn plug(fabric: &Namespace, guest: &Namespace, ip: Ipv4Addr) {
+pub fn plug(fabric: &Namespace, guest: &Namespace, ip: Ipv4Addr) {
     let port = format!("p{}", guest.pid());
     fabric.run(&format!("ip link add {port} type veth peer name eth0 netns {}", guest.pid()));
     fabric.run(&format!("ip link set {port} master br0 up"));

@@ -5,3 +5,5 @@
 mod datapath;
 mod firewall;
 mod lab;
+mod wireguard;
+mod wireguard_attacks;
