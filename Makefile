@@ -10,7 +10,7 @@ STATIC := -- -C target-feature=+crt-static
 # The story on four real machines; leaves the cluster running.
 demo: setup
 	@echo '== building (on a fresh machine this takes minutes) =='
-	cargo build --release --package muster --package story
+	cargo build --release --package muster --package story --package gateway-bench
 	cargo rustc --release --package someapp $(STATIC)
 	$(CARGO_TARGET_DIR)/release/demo
 
@@ -21,7 +21,7 @@ demo-down:
 # Everything that is checked, on real systemd, Docker, etcd and nginx.
 test: setup
 	cargo xtask tidy
-	cargo build --package muster
+	cargo build --package muster --package gateway-bench
 	cargo rustc --package someapp $(STATIC)
 	cargo test --workspace
 
@@ -32,7 +32,7 @@ lint: setup
 
 # Figures beside the older systems'; rewrites bench/results.md and the README's table.
 bench: setup
-	cargo build --release --package muster --package story
+	cargo build --release --package muster --package story --package gateway-bench
 	cargo rustc --release --package someapp $(STATIC)
 	$(CARGO_TARGET_DIR)/release/bench
 

@@ -17,6 +17,8 @@ use std::{
 pub const SOMEAPP: &str = include_str!("../../examples/someapp/someapp@.service");
 /// See [`SOMEAPP`].
 pub const SIDEKICK: &str = include_str!("../../examples/someapp/someapp-discovery@.service");
+/// The app without a sidekick.
+pub const REGISTERED: &str = include_str!("../../examples/someapp/someapp-registered@.service");
 const SERVICE: &str = include_str!("../../packaging/muster.service");
 const GUIDE: &str = include_str!("../../docs/guide.md");
 const DOCKER: &str = include_str!("../../packaging/docker.service.d-muster.conf");
@@ -76,12 +78,12 @@ fn secrets(network: [u8; 3]) -> Result<BTreeMap<String, Vec<u8>>> {
 }
 
 /// Where the programs that were built are: beside the one that runs.
-fn built() -> Result<PathBuf> {
+pub(crate) fn built() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find the running program")?;
     let directory = own.parent().context("it is in no directory")?;
     let directory =
         if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
-    for program in ["muster", "someapp"] {
+    for program in ["muster", "someapp", "load"] {
         ensure!(
             directory.join(program).is_file(),
             "{} was not built: use `make demo` or `make test`, which build it first",
@@ -134,6 +136,7 @@ impl Cluster {
                 DiskFile::new("/etc/systemd/system/docker.service.d/muster.conf", DOCKER),
                 DiskFile::new("/root/someapp@.service", SOMEAPP),
                 DiskFile::new("/root/someapp-discovery@.service", SIDEKICK),
+                DiskFile::new("/root/someapp-registered@.service", REGISTERED),
             ],
             links: [vec![(wants("muster.service"), "/etc/systemd/system/muster.service".to_owned())], extra]
                 .concat(),
@@ -300,7 +303,12 @@ fn files(machine: &MachineInfo, hub: Hub, secrets: &BTreeMap<String, Vec<u8>>) -
         );
         files.push(DiskFile::new("/etc/systemd/system/etcd-hub.service", unit));
     }
-    let router = if machine.number == 1 { "\n[router.nginx]\nenabled = true\n" } else { "" };
+    // Two gateways, so that whoever drains has more than one to wait for; nginx has port 80 of m1.
+    let router = match machine.number {
+        1 => "\n[router.nginx]\nenabled = true\n\n[router.gateway]\nenabled = true\nhttp = [\"0.0.0.0:8080\"]\n",
+        2 => "\n[router.gateway]\nenabled = true\n",
+        _ => "",
+    };
     let (address, number) = (machine.address, machine.number);
     let text = format!(
         "[machine]\naddress = \"{address}\"\nmetadata = {{ number = \"{number}\" }}\n\n[api]\nlisten = \"{address}:49153\"\nfleet-socket = \"/run/fleet.sock\"\n\n[hub]\n{section}{router}"

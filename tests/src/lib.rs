@@ -5,5 +5,8 @@
 pub mod cluster;
 /// How long things take, on a cluster that runs.
 pub mod measure;
+/// Load on a cluster's gateways, with an account of every request.
+pub mod traffic;
 
 pub use cluster::{Cluster, eventually};
+pub use traffic::{Account, Traffic};

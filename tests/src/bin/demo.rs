@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use lab::Machine;
 use std::time::Instant;
-use story::{Cluster, cluster, eventually, measure};
+use story::{Cluster, Traffic, cluster, eventually, measure};
 
 fn main() -> Result<()> {
     let begin = Instant::now();
@@ -85,6 +85,9 @@ fn main() -> Result<()> {
         "fleet: the real fleet 1.0 with its defaults, measured on another two-core machine; bench/README.md says how",
     );
 
+    heading("7. The same without a sidekick, without a reload, and nobody notices");
+    without_sidekicks(&cluster)?;
+
     heading("The cluster is yours");
     println!("  bin/lab exec m1 muster list-units        a command on machine m1");
     println!("  bin/lab exec m1 bash                     a shell there; unit files are in /root");
@@ -95,6 +98,44 @@ fn main() -> Result<()> {
     println!("  make demo-down                           remove everything");
     println!("\n  told in {:.0} s", begin.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// One section in the unit instead of a sidekick, the gateway instead of nginx, and load while a machine dies and while all
+/// copies are replaced.
+fn without_sidekicks(cluster: &Cluster) -> Result<()> {
+    cluster.muster(&["destroy", "someapp-discovery@{1..4}", "someapp@{1..4}"])?;
+    show(cluster, "tail -n 8 someapp-registered@.service")?;
+    show(cluster, "muster submit someapp-registered@.service")?;
+    show(cluster, "muster start 'someapp-registered@{1..4}'")?;
+    eventually("four copies are registered", || Ok(cluster.upstreams()?.len() == 4))?;
+    show(cluster, "muster services")?;
+    let victim = ["m3", "m4", "m2"].iter().find_map(|name| {
+        let machine = cluster.lab.machine(name).ok()?;
+        on(cluster, &machine).is_ok_and(|units| !units.is_empty()).then_some(machine)
+    });
+    let victim = victim.context("all copies run on m1")?;
+    let units: Vec<_> = on(cluster, &victim)?.into_iter().filter(|unit| unit.starts_with("someapp-")).collect();
+    note(&format!(
+        "500 requests a second on 64 connections now go to the gateway, http://{}:{}/ with Host: someapp",
+        cluster.m1().address(),
+        story::traffic::PORT
+    ));
+    let traffic = Traffic::start(cluster, "someapp", &["--rate", "500", "--connections", "64"])?;
+    let outcome = (|| {
+        let cut = measure::power_cut(cluster, &victim, &units)?;
+        let (name, seconds) = (victim.name(), cut.as_secs_f64());
+        note(&format!("{name}'s power was cut; {seconds:.1} s later its copy is active elsewhere"));
+        eventually("four copies are registered again", || Ok(cluster.upstreams()?.len() == 4))?;
+        victim.start()?;
+        note("and now every copy gets a new text, one after another:");
+        let change = "sed 's/^Description=.*/& (new)/' someapp-registered@.service >new && mv new someapp-registered@.service";
+        cluster.sh(change)?;
+        show(cluster, "muster update someapp-registered@.service")
+    })();
+    let account = traffic.stop()?;
+    outcome?;
+    println!("\n  \x1b[1m{}\x1b[0m", account.line());
+    account.ensure_nothing_lost()
 }
 
 fn heading(text: &str) {

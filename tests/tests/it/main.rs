@@ -25,6 +25,8 @@ mod scheduling;
 mod secured;
 /// The story, step by step.
 mod story_told;
+/// What users notice.
+mod traffic;
 /// Updates that roll, and are rolled back.
 mod updates;
 

@@ -42,6 +42,9 @@ struct Arguments {
     /// For how long.
     #[arg(long = "for", default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
+    /// Until standard input ends, instead.
+    #[arg(long)]
+    until_eof: bool,
     /// When a request counts as lost.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -65,7 +68,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let Some(load) = load(&arguments) else { return ExitCode::from(2) };
-    match gateway_bench::run(load) {
+    match run(load, arguments.until_eof) {
         Ok(tally) => {
             match arguments.output.as_deref() {
                 Some("json") => match serde_json::to_string(&tally.summary()) {
@@ -81,6 +84,15 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+fn run(load: Load, until_eof: bool) -> std::io::Result<Tally> {
+    if !until_eof {
+        return gateway_bench::run(load);
+    }
+    let running = gateway_bench::start(Load { duration: None, ..load })?;
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    running.stop()
 }
 
 fn load(arguments: &Arguments) -> Option<Load> {

@@ -1,0 +1,109 @@
+//! What users notice, asked from outside through the gateways while the cluster is in motion: nothing.
+//!
+//! Every request is accounted for. What moves: all copies are replaced one after another, a container crashes, a machine's
+//! power is cut, the hub is away, and the gateway's own daemon is restarted.
+
+use crate::{Lab, alone};
+use anyhow::Result;
+use story::{Account, Traffic, eventually, measure};
+
+/// Enough to hit every moment, and little enough for two cores that run four machines.
+const LOAD: [&str; 4] = ["--rate", "200", "--connections", "32"];
+const POSTS: [&str; 6] = ["--rate", "200", "--connections", "32", "--method", "post"];
+
+fn registered(cluster: &Lab, copies: usize) {
+    eventually("all copies are registered", || Ok(cluster.upstreams()?.len() == copies)).expect("they are");
+}
+
+/// Runs `motion` under load on the gateway of machine m2, which has no hub.
+fn under_load(cluster: &Lab, options: &[&str], motion: impl FnOnce() -> Result<()>) -> Account {
+    let m2 = cluster.lab.machine("m2").expect("there is an m2");
+    let address = format!("{}:80", m2.address());
+    let traffic = Traffic::start_at(cluster, &address, "someapp", options).expect("the load begins");
+    let outcome = motion();
+    let account = traffic.stop().expect("the load tells");
+    outcome.expect("the motion succeeds");
+    account
+}
+
+#[test]
+fn nobody_notices() {
+    let _alone = alone();
+    let cluster = Lab::up(4);
+    cluster.sh("muster submit someapp-registered@.service").expect("submitted");
+    cluster.muster(&["start", "someapp-registered@{1..4}"]).expect("started");
+    registered(&cluster, 4);
+    all_copies_are_replaced(&cluster);
+    a_container_crashes(&cluster);
+    the_hub_is_away(&cluster);
+    the_gateway_is_restarted(&cluster);
+    a_machine_dies(&cluster);
+}
+
+/// POSTs, which nobody may send twice: only a drain before the stop saves them.
+fn all_copies_are_replaced(cluster: &Lab) {
+    let account = under_load(cluster, &POSTS, || {
+        cluster.sh("sed -i 's/^Description=.*/& (new)/' someapp-registered@.service")?;
+        cluster.sh("muster update someapp-registered@.service").map(drop)
+    });
+    account.ensure_nothing_lost().expect("a rolling update loses nothing");
+    assert_eq!(account.count("reconnects"), 0, "connections to the gateway stay: {}", account.line());
+}
+
+fn a_container_crashes(cluster: &Lab) {
+    let unit = "someapp-registered@1.service";
+    let home = cluster.home(unit).expect("listed").expect("it runs");
+    let account = under_load(cluster, &LOAD, || {
+        home.exec_ok(&["docker", "kill", "registered-1"])?;
+        // systemd starts it again, and it is registered anew when its check passes.
+        eventually("it answers again", || {
+            let up = home.exec(&["docker", "ps", "--quiet", "--filter", "name=registered-1"])?;
+            Ok(!up.stdout.trim().is_empty() && cluster.upstreams()?.len() == 4)
+        })
+    });
+    account.ensure_nothing_lost().expect("what may be repeated is repeated elsewhere");
+}
+
+fn the_hub_is_away(cluster: &Lab) {
+    let signal = |signal: &str| {
+        let signal = format!("--signal={signal}");
+        cluster.m1().exec_ok(&["systemctl", "kill", "--kill-who=main", &signal, "muster"])
+    };
+    let account = under_load(cluster, &LOAD, || {
+        signal("STOP")?;
+        // Longer than every lease lives.
+        std::thread::sleep(std::time::Duration::from_secs(12));
+        signal("CONT")?;
+        eventually("all machines are there", || Ok(cluster.list("machines")?.len() == 4))?;
+        eventually("all copies are registered", || Ok(cluster.upstreams()?.len() == 4))
+    });
+    account.ensure_nothing_lost().expect("the last known endpoints are served");
+}
+
+fn the_gateway_is_restarted(cluster: &Lab) {
+    let m2 = cluster.lab.machine("m2").expect("there is an m2");
+    let account = under_load(cluster, &LOAD, || {
+        m2.exec_ok(&["systemctl", "restart", "muster"])?;
+        eventually("its gateway serves", || {
+            let address = format!("http://{}/", m2.address());
+            let asked = cluster.lab.outside().exec(&["curl", "-s", "-m", "2", "-H", "Host: someapp", &address])?;
+            Ok(asked.stdout.contains("someapp-registered@"))
+        })
+    });
+    assert_eq!(account.count("unconnected"), 0, "no connection is refused: {}", account.0);
+    account.ensure_nothing_lost().expect("what was under way is finished, what came meanwhile waits");
+}
+
+fn a_machine_dies(cluster: &Lab) {
+    let running = cluster.units().expect("listed");
+    let other = |name: &&str| running.iter().any(|row| row.machine == **name && row.active == "active");
+    let victim = ["m3", "m4"].into_iter().find(other).expect("copies run on other machines than the gateway's");
+    let units: Vec<_> =
+        running.iter().filter(|row| row.machine == victim).map(|row| row.unit.clone()).collect();
+    let victim = cluster.lab.machine(victim).expect("known");
+    let account = under_load(cluster, &LOAD, || {
+        measure::power_cut(cluster, &victim, &units)?;
+        eventually("all copies are registered", || Ok(cluster.upstreams()?.len() == 4))
+    });
+    account.ensure_nothing_lost().expect("a black hole is left at once, and requests are repeated elsewhere");
+}
