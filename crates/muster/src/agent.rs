@@ -12,6 +12,8 @@ mod departure;
 mod engine;
 /// What the engine tells of what it did.
 mod events;
+/// Files made of templates.
+pub(crate) mod files;
 /// The note and the service that stop units which may not outlive the machine's lease.
 mod fence;
 /// Former texts of units.
@@ -33,7 +35,7 @@ mod shell;
 /// States of units on their way to the hub.
 mod states;
 /// The services as outputs serve them.
-mod steady;
+pub(crate) mod steady;
 /// The machine's share of the schedule, carried out through systemd.
 mod units;
 
@@ -156,6 +158,10 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         if machine.config.router.nginx.enabled {
             let nginx = nginx::Nginx::new(machine.config.router.nginx.clone())?;
             roles.spawn(router::run(services.clone(), nginx, applied.register("nginx")));
+        }
+        for kept in machine.config.router.kept()? {
+            let pace = muster_core::router::Pace::default();
+            roles.spawn(files::keep(kept, store.clone(), services.clone(), pace, None));
         }
         roles.spawn(applied.run(machine.clone(), store.clone(), session.lease(), services));
     }

@@ -120,7 +120,12 @@ impl Resource {
     /// The keys that it needs, as the hub has them, each with what templates call it without.
     pub fn prefixes(&self) -> Vec<String> {
         let root = self.root();
-        self.keys.iter().map(|key| format!("{root}/{}", key.trim_matches('/')).trim_end_matches('/').to_owned()).collect()
+        let whole = |key: &String| match key.trim_matches('/') {
+            "" if root.is_empty() => "/".to_owned(),
+            "" => root.clone(),
+            key => format!("{root}/{key}"),
+        };
+        self.keys.iter().map(whole).collect()
     }
 
     /// What its keys begin with in the hub, without a slash at the end.

@@ -3,6 +3,7 @@
 use crate::{Data, Error, functions};
 use minijinja::{
     AutoEscape, Environment, UndefinedBehavior,
+    syntax::SyntaxConfig,
     value::{Serde, Value},
 };
 use muster_core::router::project;
@@ -60,6 +61,8 @@ impl Template {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
+        let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build().expect("the usual syntax");
+        environment.set_syntax(syntax);
         functions::add(&mut environment);
         environment
             .add_template_owned(name.to_owned(), text.to_owned())
