@@ -166,6 +166,9 @@ pub(crate) async fn keep(
                             warn!(resource = kept.name, %service, why, "what the service says is refused: it stays as it was, the others go on");
                         }
                         quarantined = report.quarantined;
+                        if report.postponed {
+                            pacer.note();
+                        }
                         if report.applied == Applied::Changed {
                             info!(resource = kept.name, file = %kept.resource.dest.display(), "file written");
                         }
