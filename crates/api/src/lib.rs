@@ -6,6 +6,8 @@
 
 /// Talking to an API.
 pub mod client;
+/// Services for programs that discover targets.
+pub mod discovery;
 /// fleet's HTTP API v1.
 pub mod fleet;
 /// Output of a program, sent while it runs.
@@ -20,6 +22,7 @@ pub mod server;
 pub mod types;
 
 pub use client::{Client, ClientError, Endpoint};
+pub use discovery::Discovery;
 pub use operations::Operations;
 pub use rollouts::Rollouts;
 pub use server::{Place, Service, serve};

@@ -5,6 +5,7 @@
 
 use crate::{
     client::{Client, ClientError, Endpoint},
+    discovery::{self, Discovery},
     fleet::{self, MetadataChange},
     frames::{self, Frame},
     operations::{self, Operations},
@@ -89,14 +90,14 @@ pub trait Service: Clone + Send + Sync + 'static {
 /// Serves the API on `listener` until `stop`.
 pub async fn serve<S, L>(service: S, listener: L, stop: CancellationToken) -> std::io::Result<()>
 where
-    S: Service + Operations + Rollouts,
+    S: Service + Operations + Rollouts + Discovery,
     L: axum::serve::Listener,
     L::Addr: std::fmt::Debug,
 {
     axum::serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-fn router<S: Service + Operations + Rollouts>(service: S) -> Router {
+fn router<S: Service + Operations + Rollouts + Discovery>(service: S) -> Router {
     Router::new()
         .route("/v1/machines", get(machines::<S>))
         .route("/v1/units", get(units::<S>).post(change::<S>))
@@ -109,6 +110,7 @@ fn router<S: Service + Operations + Rollouts>(service: S) -> Router {
         .route("/v1/openapi.json", get(openapi))
         .merge(operations::routes::<S>())
         .merge(rollouts::routes::<S>())
+        .merge(discovery::routes::<S>())
         .with_state(service.clone())
         .merge(fleet::router(service))
         .fallback(|| async { ApiError::not_found("there is nothing under this path") })

@@ -12,6 +12,8 @@ mod departure;
 mod engine;
 /// What the engine tells of what it did.
 mod events;
+/// Files made of templates.
+pub(crate) mod files;
 /// The note and the service that stop units which may not outlive the machine's lease.
 mod fence;
 /// The gateway, kept in step with the registered services.
@@ -35,7 +37,7 @@ mod shell;
 /// States of units on their way to the hub.
 mod states;
 /// The services as outputs serve them.
-mod steady;
+pub(crate) mod steady;
 /// The machine's share of the schedule, carried out through systemd.
 mod units;
 
@@ -162,6 +164,10 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         if machine.config.router.gateway.enabled {
             let (config, reporter) = (machine.config.router.gateway.clone(), applied.register("gateway"));
             roles.spawn(gateway::run(config, services.clone(), reporter, stop.clone()));
+        }
+        for kept in machine.config.router.kept()? {
+            let pace = muster_core::router::Pace::default();
+            roles.spawn(files::keep(kept, store.clone(), services.clone(), pace, None));
         }
         roles.spawn(applied.run(machine.clone(), store.clone(), session.lease(), services));
     }

@@ -23,6 +23,8 @@ mod maintenance;
 mod manual;
 /// Tables and streams on stdout.
 mod output;
+/// Files made of templates.
+mod render;
 /// `status`, `journal`, `exec`.
 mod run;
 /// A shell on a machine.
@@ -219,6 +221,10 @@ enum Command {
     ///
     /// Example: muster kv set --ttl 60 /services/someapp/upstream/someapp@1 10.1.5.2:3000
     Kv(kv::Kv),
+    /// Make files of templates, services and keys, check them, and tell whoever reads them; resource files are confd's.
+    ///
+    /// Example: muster render --once --dry-run
+    Render(render::Render),
     /// Run the daemon of this machine.
     ///
     /// Example: muster agent --config /etc/muster/muster.toml
@@ -292,6 +298,12 @@ pub fn run() -> Result<ExitCode> {
             log();
             daemon()?.block_on(hub.run())
         }
+        Command::Render(verb) => {
+            if verb.follows() {
+                log();
+            }
+            client_runtime()?.block_on(Box::pin(verb.run()))
+        }
         Command::Hub(hub) => client_runtime()?.block_on(Box::pin(hub.run())),
         Command::Config(file) => show_config(&load(&file)?),
         Command::Lab(args) => lab::run(args),
@@ -314,7 +326,7 @@ fn useless_endpoint(matches: &clap::ArgMatches) -> Option<String> {
         return None;
     }
     let instead = match verb {
-        "kv" | "hub" => "it speaks to the hub, which --endpoints names",
+        "kv" | "hub" | "render" => "it speaks to the hub, which --endpoints names",
         "agent" => "it serves the API, and where is said by [api] in its configuration",
         "config" => "it reads a file and asks nobody",
         "lab" => "it works on this box; for one of its machines use `muster lab exec`",
@@ -354,6 +366,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Ssh(verb) => verb.run(client).await,
         Command::Kv(verb) => verb.run().await,
         Command::FdForward(_)
+        | Command::Render(_)
         | Command::Verify { .. }
         | Command::Version
         | Command::Completion(_)

@@ -3,11 +3,13 @@
 //! Where a value comes from: a variable `MUSTER_<SECTION>_<FIELD>` (e.g. `MUSTER_HUB_LISTEN`) beats the file,
 //! the file beats the default. `muster config` shows the result and which one won.
 
+use crate::agent::files::Kept;
 use access::{Access, Login, Password};
 use anyhow::{Context, Result, bail, ensure};
 use gateway::GatewayConfig;
 use ipnet::Ipv4Net;
 use nginx::NginxConfig;
+use render::Resource;
 use serde::{Deserialize, Deserializer};
 use std::{
     collections::BTreeMap,
@@ -251,12 +253,53 @@ pub struct RouterSection {
     pub nginx: NginxConfig,
     /// `[router.gateway]`: balance traffic without nginx, and without reloads.
     pub gateway: GatewayConfig,
+    /// `[[router.files]]`: files that are made of templates, with the fields of a resource file of `muster render`.
+    pub files: Vec<Resource>,
+    /// `[router.skydns]`: services as SkyDNS's keys, for a CoreDNS.
+    pub skydns: SkydnsSection,
+    /// `[router.traefik]`: services in Traefik's KV schema.
+    pub traefik: TraefikSection,
+}
+
+/// `[router.skydns]`: the machine that leads writes, so this belongs into every machine's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct SkydnsSection {
+    /// Whether the keys are written.
+    pub enabled: bool,
+}
+
+/// `[router.traefik]`: the machine that leads writes, so this belongs into every machine's configuration.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct TraefikSection {
+    /// Whether the keys are written.
+    pub enabled: bool,
+    /// Traefik's `rootKey`.
+    pub root_key: String,
+}
+
+impl Default for TraefikSection {
+    fn default() -> Self {
+        Self { enabled: false, root_key: "traefik".to_owned() }
+    }
 }
 
 impl RouterSection {
     /// Whether anything here is told of services.
     pub fn has_outputs(&self) -> bool {
-        self.nginx.enabled || self.gateway.enabled
+        self.nginx.enabled || self.gateway.enabled || !self.files.is_empty()
+    }
+
+    /// The files with their templates.
+    pub fn kept(&self) -> Result<Vec<Kept>> {
+        let kept = |(number, resource): (usize, &Resource)| {
+            let name = format!("router.files {} ({})", number + 1, resource.dest.display());
+            let templates = [PathBuf::from("/etc/muster/templates"), "/etc/muster".into()];
+            let engine = resource.engine(&name, &templates)?;
+            Ok(Kept { name, resource: resource.clone(), engine })
+        };
+        self.files.iter().enumerate().map(kept).collect()
     }
 }
 
@@ -266,6 +309,9 @@ impl Default for RouterSection {
             panic_hold: muster_core::router::PANIC_HOLD,
             nginx: NginxConfig::default(),
             gateway: GatewayConfig::default(),
+            files: Vec::new(),
+            skydns: SkydnsSection::default(),
+            traefik: TraefikSection::default(),
         }
     }
 }
@@ -305,7 +351,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 42] = [
+pub const FIELDS: [(&str, &str); 45] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -348,6 +394,9 @@ pub const FIELDS: [(&str, &str); 42] = [
     ("router.gateway.access-log", "none"),
     ("router.gateway.proxy-protocol", "false"),
     ("router.gateway.threads", "0 (one per processor)"),
+    ("router.skydns.enabled", "false"),
+    ("router.traefik.enabled", "false"),
+    ("router.traefik.root-key", "\"traefik\""),
 ];
 
 /// A configuration and where each of its values comes from.

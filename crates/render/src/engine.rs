@@ -8,6 +8,10 @@ use minijinja::value::Value;
 use model::ServiceName;
 use std::collections::BTreeMap;
 
+/// Checks in one search for culprits; one culprit among a hundred changes takes fifteen. What is not found then is
+/// searched for next time, and nothing that works waits for it.
+const CHECKS: usize = 24;
+
 /// What applying did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -15,6 +19,8 @@ pub struct Report {
     pub applied: Applied,
     /// Services whose newest state was refused, and why; they are served as they were before.
     pub quarantined: BTreeMap<ServiceName, String>,
+    /// Changes were left out for lack of time: apply again.
+    pub postponed: bool,
 }
 
 /// Keeps a file in step with the services and keys that it is made of.
@@ -47,20 +53,19 @@ impl<O: Output> Engine<O> {
 
     /// Brings the file in step with `data`.
     pub async fn apply(&mut self, data: &Data) -> Result<Report, Error> {
-        self.refused
-            .retain(|name, (refused, _)| data.services.iter().any(|s| s.name == *name && s == refused));
-        let mut wanted = self.believed(data);
+        self.refused.retain(|name, (refused, _)| data.services.iter().any(|s| s.name == *name && s == refused));
+        let (mut wanted, mut postponed) = (self.believed(data), false);
         let applied = match self.put(&wanted).await {
             Err(error) if error.is_about_the_values() => {
                 let Some(rest) = self.without_culprits(&wanted).await else { return Err(error) };
-                wanted = rest;
+                (wanted, postponed) = rest;
                 self.put(&wanted).await?
             }
             applied => applied?,
         };
         self.good = wanted.services.into_iter().map(|service| (service.name.clone(), service)).collect();
         let quarantined = self.refused.iter().map(|(name, (_, why))| (name.clone(), why.clone())).collect();
-        Ok(Report { applied, quarantined })
+        Ok(Report { applied, quarantined, postponed })
     }
 
     /// The services, those whose state was refused as they were before.
@@ -82,8 +87,9 @@ impl<O: Output> Engine<O> {
         self.file.check(&rendered.text).await
     }
 
-    /// What is left of `wanted` when changes that break it are taken out; nothing if it is not theirs.
-    async fn without_culprits(&mut self, wanted: &Data) -> Option<Data> {
+    /// What is left of `wanted` when changes that break it are taken out; nothing if it is not theirs. Besides, whether
+    /// changes were left out that nobody has looked at.
+    async fn without_culprits(&mut self, wanted: &Data) -> Option<(Data, bool)> {
         let is_new = |service: &&Service| self.good.get(&service.name) != Some(*service);
         let changed: Vec<Service> = wanted.services.iter().filter(is_new).cloned().collect();
         let mut chosen: BTreeMap<ServiceName, Service> = wanted
@@ -100,8 +106,11 @@ impl<O: Output> Engine<O> {
             return None;
         }
         // Halves that pass are taken over as a whole; of the others, halves again.
-        let mut open = vec![changed];
-        while let Some(some) = open.pop() {
+        // Those that were served before come first.
+        let (known, new): (Vec<_>, Vec<_>) = changed.into_iter().partition(|s| self.good.contains_key(&s.name));
+        let mut open: Vec<_> = [new, known].into_iter().filter(|some| !some.is_empty()).collect();
+        for _ in 0..CHECKS {
+            let Some(some) = open.pop() else { break };
             let mut with = chosen.clone();
             with.extend(some.iter().map(|service| (service.name.clone(), service.clone())));
             match (self.passes(&data(&with)).await, some.as_slice()) {
@@ -115,6 +124,6 @@ impl<O: Output> Engine<O> {
                 }
             }
         }
-        Some(data(&chosen))
+        Some((data(&chosen), !open.is_empty()))
     }
 }

@@ -140,6 +140,11 @@ impl<O: Output> File<O> {
         }
     }
 
+    /// Forgets what is known, so that an edit of somebody's is noticed.
+    pub fn look_again(&mut self) {
+        (self.opened, self.applied) = (false, None);
+    }
+
     /// Finds out where an earlier process was.
     fn open(&mut self) {
         if std::mem::replace(&mut self.opened, true) {

@@ -38,7 +38,7 @@ fn fail(message: String) -> Error {
 }
 
 fn pair(key: &str, value: &str) -> Value {
-    Value::from_iter([("Key", Value::from(key)), ("Value", Value::from(value))])
+    Value::from_pairs([("Key", Value::from(key)), ("Value", Value::from(value))])
 }
 
 /// A key as templates name it.
@@ -210,7 +210,7 @@ fn of_texts(environment: &mut Environment<'static>) {
             return Err(fail("map needs a value for each name".to_owned()));
         }
         let pairs: BTreeMap<String, Value> = pairs.iter().map(|[k, v]| (k.to_string(), v.clone())).collect();
-        Ok(Value::from_iter(pairs))
+        Ok(Value::from_pairs(pairs))
     });
     environment.add_function("toUpper", |text: &str| text.to_uppercase());
     environment.add_function("toLower", |text: &str| text.to_lowercase());

@@ -3,7 +3,8 @@
 use crate::{Data, Error, functions};
 use minijinja::{
     AutoEscape, Environment, UndefinedBehavior,
-    value::{Serde, Value},
+    syntax::SyntaxConfig,
+    value::{Serde, Value, ValueKind},
 };
 use muster_core::router::project;
 use sha2::{Digest, Sha256};
@@ -60,6 +61,15 @@ impl Template {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
+        let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build().expect("the usual syntax");
+        environment.set_syntax(syntax);
+        // Configuration files have it so, and confd's templates do.
+        environment.set_formatter(|out, state, value| match bool::try_from(value.clone()) {
+            Ok(truth) if value.kind() == ValueKind::Bool => {
+                out.write_str(if truth { "true" } else { "false" }).map_err(minijinja::Error::from)
+            }
+            _ => minijinja::escape_formatter(out, state, value),
+        });
         functions::add(&mut environment);
         environment
             .add_template_owned(name.to_owned(), text.to_owned())
@@ -83,7 +93,7 @@ impl Template {
         let text = self
             .environment
             .get_template(&self.name)
-            .and_then(|template| template.render(Value::from_iter(all)))
+            .and_then(|template| template.render(Value::from_pairs(all)))
             .map_err(|error| wrong(&self.name, &error))?;
         if !text.contains(GENERATION) {
             return Ok(Rendered::plain(text));

@@ -19,14 +19,16 @@ fn routed(directory: &Path, found: &mut BTreeSet<String>) {
             continue;
         }
         let text: String = fs::read_to_string(&path).expect("text").split_whitespace().collect();
-        for route in text.split(".route(\"/v1/").skip(1) {
+        // Fleet's API is described by itself.
+        let ours = |route: &&str| route.starts_with("v1/") || route.starts_with("sd/");
+        for route in text.split(".route(\"/").skip(1).filter(ours) {
             let (name, handlers) = route.split_once('"').expect("a path is quoted");
             let handlers = handlers.split(".route(").next().unwrap_or_default();
             // Up to the end of the call: what comes behind has other names.
             for method in ["get", "post", "put", "delete", "patch"] {
                 let first = handlers.trim_start_matches(',').starts_with(&format!("{method}("));
                 if first || handlers.contains(&format!(").{method}(")) {
-                    found.insert(format!("{method} /v1/{name}"));
+                    found.insert(format!("{method} /{name}"));
                 }
             }
         }
@@ -140,6 +142,7 @@ async fn answers_and_orders_are_as_described() {
         ("POST", "/v1/rollouts", r#"{"name":"a.service"}"#, "/v1/rollouts"),
         ("GET", "/v1/rollouts/a.service", "", "/v1/rollouts/{name}"),
         ("POST", "/v1/rollouts/a.service", r#"{"command":"pause"}"#, "/v1/rollouts/{name}"),
+        ("GET", "/sd/prometheus", "", "/sd/prometheus"),
         ("POST", "/v1/units/destroy", r#"{"units":["a.service"]}"#, "/v1/units/destroy"),
     ] {
         let answer = ask(&server.sockets[0], method, path, &[], body).await;

@@ -126,6 +126,9 @@ pub(super) async fn run(mut services: Services, mut nginx: Nginx, reporter: Repo
                             warn!(%service, why, "nginx refuses what the service says: it stays as it was, the others go on");
                         }
                         quarantined = report.quarantined;
+                        if report.postponed {
+                            pacer.note();
+                        }
                         if report.applied == Applied::Changed {
                             let endpoints: usize = data.services.iter().map(|service| service.endpoints.len()).sum();
                             info!(services = data.services.len(), endpoints, "nginx reloaded");

@@ -3,6 +3,8 @@
 //! Invariants: a list is read at one revision; an order is checked as a whole before anything is written. Up to
 //! [`CHUNK`] units change in one transaction, and only if nobody changed them meanwhile.
 
+/// Registered services for other programs.
+mod discovery;
 /// Machines' metadata.
 mod metadata;
 /// Maintenance, explanations, moves and events.
