@@ -10,11 +10,23 @@ use std::time::Duration;
 /// What a drain may take beyond its own limit: two writes to the hub.
 const SLACK: Duration = Duration::from_secs(5);
 
+/// Above our line, and above the limit.
+const LINE: &str = "# Put here by Muster: whoever routes to this unit stops before it does.\n";
+const LIMIT: &str = "[Service]\n# Put here by Muster: Drain= may take longer.\n";
+
+/// The user's text again.
+pub fn without_drain(text: &str) -> String {
+    let text = text.find(LIMIT).map_or(text, |at| &text[..at]);
+    let Some(at) = text.find(LINE) else { return text.to_owned() };
+    let (before, after) = (&text[..at], &text[at + LINE.len()..]);
+    let after = after.split_once('\n').map_or("", |(_, after)| after);
+    let before = if before == "[Service]\n" { "" } else { before };
+    format!("{before}{after}")
+}
+
 /// The text for systemd: `program` runs before the unit's own `ExecStop=` lines, and may take `drain`.
 pub fn with_drain(file: &UnitFile, program: &str, drain: Duration) -> String {
-    let line = format!(
-        "# Put here by Muster: whoever routes to this unit stops before it does.\nExecStop=-{program} drain-unit %n\n"
-    );
+    let line = format!("{LINE}ExecStop=-{program} drain-unit %n\n");
     let text = file.text();
     // `ExecStop=` with nothing behind it takes back what is above it.
     let resets = file.named("Service", "ExecStop").filter(|option| option.value.trim().is_empty());
@@ -50,10 +62,7 @@ pub fn with_drain(file: &UnitFile, program: &str, drain: Duration) -> String {
         if !changed.ends_with('\n') {
             changed.push('\n');
         }
-        changed.push_str(&format!(
-            "[Service]\n# Put here by Muster: Drain= may take longer.\nTimeoutStopSec={}ms\n",
-            needed.as_millis()
-        ));
+        changed.push_str(&format!("{LIMIT}TimeoutStopSec={}ms\n", needed.as_millis()));
     }
     changed
 }
@@ -64,7 +73,10 @@ mod tests {
 
     fn drained(text: &str, seconds: u64) -> UnitFile {
         let file = UnitFile::parse(text).expect("parses");
-        let text = with_drain(&file, "/usr/bin/muster", Duration::from_secs(seconds));
+        let changed = with_drain(&file, "/usr/bin/muster", Duration::from_secs(seconds));
+        let back = without_drain(&changed);
+        assert_eq!(back.trim_end(), text.trim_start_matches('\u{feff}').trim_end(), "{changed}");
+        let text = changed;
         UnitFile::parse(&text).expect("still parses")
     }
 
@@ -76,7 +88,8 @@ mod tests {
 
     #[test]
     fn our_line_is_the_first() {
-        let file = drained("# mine\n[Unit]\nDescription=a\n[Service]\nExecStart=/a\nExecStop=/b\nExecStop=/c", 10);
+        let file =
+            drained("# mine\n[Unit]\nDescription=a\n[Service]\nExecStart=/a\nExecStop=/b\nExecStop=/c", 10);
         assert_eq!(stops(&file), [OURS, "/b", "/c"]);
         assert_eq!(file.last("Service", "TimeoutStopSec"), None);
         assert_eq!(stops(&drained("\u{feff}[Service]\nExecStart=/a\n", 1)), [OURS]);

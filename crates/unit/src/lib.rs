@@ -7,6 +7,8 @@
 
 /// Everything that `submit` must refuse.
 pub mod check;
+/// The line that makes systemd's stops wait for a drain.
+pub mod drain;
 /// A unit file: its options in order, its canonical form and its hash.
 pub mod file;
 /// Go's `path.Match` patterns, which `Conflicts=` and `Replaces=` hold.
@@ -22,8 +24,6 @@ pub mod requirements;
 pub mod resources;
 /// What a unit wants registered.
 pub mod service;
-/// The line that makes systemd's stops wait for a drain.
-pub mod drain;
 mod words;
 
 pub use check::{Checked, check};

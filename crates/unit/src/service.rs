@@ -23,8 +23,25 @@ pub(crate) const SECTION: &str = "X-Service";
 const REGISTER: &str = "Register";
 /// The section's options.
 const OPTIONS: [&str; 19] = [
-    "Name", "Port", "Address", "Check", "CheckInterval", "CheckTimeout", "Rise", "Fall", "StartGrace", "Drain",
-    "Weight", "Proto", "SlowStart", "Host", "Path", "Sticky", "Balance", "TcpPort", "Metrics",
+    "Name",
+    "Port",
+    "Address",
+    "Check",
+    "CheckInterval",
+    "CheckTimeout",
+    "Rise",
+    "Fall",
+    "StartGrace",
+    "Drain",
+    "Weight",
+    "Proto",
+    "SlowStart",
+    "Host",
+    "Path",
+    "Sticky",
+    "Balance",
+    "TcpPort",
+    "Metrics",
 ];
 const TAGS: &str = "Tags";
 
@@ -99,7 +116,8 @@ pub enum Check {
 
 /// Reads all registrations of a unit; the warnings come second.
 pub(crate) fn read(name: &UnitName, file: &UnitFile) -> Result<(Vec<Registration>, Vec<Problem>), Problem> {
-    let mut reader = Reader { file, name, specifiers: Specifiers::of(name), warnings: Vec::new(), read: Vec::new() };
+    let mut reader =
+        Reader { file, name, specifiers: Specifiers::of(name), warnings: Vec::new(), read: Vec::new() };
     for option in file.options().iter().filter(|o| o.section == "X-Fleet" && o.name == REGISTER) {
         reader.short(option)?;
     }
@@ -203,7 +221,8 @@ impl Reader<'_> {
             && !(config.hosts.is_empty() && config.paths.is_empty() && config.sticky.is_none())
         {
             let place = last("TcpPort").map_or(header, UnitOption::name_place);
-            let message = "`TcpPort` passes bytes on unread, so `Host`, `Path` and `Sticky` have no effect there";
+            let message =
+                "`TcpPort` passes bytes on unread, so `Host`, `Path` and `Sticky` have no effect there";
             self.warnings.push(self.file.problem(place, message, "they hold for the gateway's HTTP ports"));
         }
         if let Some(config) = &mut registration.config {
@@ -306,7 +325,10 @@ mod tests {
     fn a_port_is_all_that_is_needed() {
         let (read, warnings) = read_in("someapp@2.service", "[X-Service]\nPort=3000\n").expect("valid");
         assert_eq!((read.len(), warnings.len()), (1, 0));
-        assert_eq!((read[0].service.as_str(), read[0].instance.as_str(), read[0].port), ("someapp", "someapp@2", 3000));
+        assert_eq!(
+            (read[0].service.as_str(), read[0].instance.as_str(), read[0].port),
+            ("someapp", "someapp@2", 3000)
+        );
         assert_eq!((&read[0].check, &read[0].config), (&Check::Tcp { port: None }, &None));
         let (short, _) = read_in("someapp@2.service", "[X-Fleet]\nRegister=someapp:3000\n").expect("valid");
         assert_eq!(short, read);
@@ -324,7 +346,8 @@ mod tests {
         assert!(warnings.is_empty(), "{warnings:?}");
         let web = &read[0];
         assert_eq!((web.service.as_str(), web.port), ("someapp-web", 3001));
-        let check = Check::Http { tls: true, port: Some(8443), path: "/up?of=1".to_owned(), status: 200..=299 };
+        let check =
+            Check::Http { tls: true, port: Some(8443), path: "/up?of=1".to_owned(), status: 200..=299 };
         assert_eq!(web.check, check);
         assert_eq!((web.interval, web.drain), (Duration::from_secs(90), Duration::ZERO));
         let config = web.config.as_ref().expect("it has hosts");
@@ -345,11 +368,19 @@ mod tests {
             ("a.service", "Port=0", "2:6: `Port` needs a port"),
             ("a.timer", "Port=1", "1:1: a timer unit listens nowhere"),
             ("a_b.service", "Port=1", "1:1: `a_b` is no service name"),
-            ("a.service", "Port=1\nName=Some_App", "3:6: `Some_App` is no service name: lower-case letters, digits and inner hyphens, at most 63 (did you mean `some-app`?)"),
+            (
+                "a.service",
+                "Port=1\nName=Some_App",
+                "3:6: `Some_App` is no service name: lower-case letters, digits and inner hyphens, at most 63 (did you mean `some-app`?)",
+            ),
             ("a.service", "Port=1\nCheck=htp:/x", "3:7: `Check` needs a check (did you mean `http`?)"),
             ("a.service", "Port=1\nCheck=http:x/y", "3:7: `Check` needs a check (`x` is no port"),
             ("a.service", "Port=1\nCheck=http:/y status=ok", "3:7: `Check` needs a check (`status=ok`"),
-            ("a.service", "Port=1\nCheck=exec:test", "3:7: `Check` needs a check (write the program's whole path"),
+            (
+                "a.service",
+                "Port=1\nCheck=exec:test",
+                "3:7: `Check` needs a check (write the program's whole path",
+            ),
             ("a.service", "Port=1\nCheckInterval=0", "3:15: `CheckInterval` needs a duration (at least 10ms"),
             ("a.service", "Port=1\nDrain=soon", "3:7: `Drain` needs a duration (write for example `10s`"),
             ("a.service", "Port=1\nFall=0", "3:6: `Fall` needs a number (from 1 to 100)"),
@@ -359,7 +390,11 @@ mod tests {
             ("a.service", "Port=1\nSticky=yes", "3:8: `Sticky` needs `cookie`"),
             ("a.service", "Port=1\nBalance=random", "3:9: `Balance` needs a way to balance (`p2c`"),
             ("a.service", "Port=1\nAddress=host", "3:9: `Address` needs an IPv4 address"),
-            ("a.service", "Port=1\n[X-Service-a]\nPort=2", "4:6: the service `a` is registered twice (an instance"),
+            (
+                "a.service",
+                "Port=1\n[X-Service-a]\nPort=2",
+                "4:6: the service `a` is registered twice (an instance",
+            ),
             ("a.service", "Port=1\n[X-Fleet]\nRegister=web", "4:10: `Register` needs `SERVICE:PORT`"),
         ] {
             let told = read_in(name, &format!("[X-Service]\n{lines}\n")).expect_err(lines).to_string();
@@ -375,7 +410,10 @@ mod tests {
             ("TcpPort=99\nHost=a.b", "3:1: `TcpPort` passes bytes on unread"),
         ] {
             let warnings = read_in("a.service", &format!("[X-Service]\nPort=1\n{lines}\n")).expect(lines).1;
-            assert!(warnings.len() == 1 && warnings[0].to_string().starts_with(expected), "{lines}: {warnings:?}");
+            assert!(
+                warnings.len() == 1 && warnings[0].to_string().starts_with(expected),
+                "{lines}: {warnings:?}"
+            );
         }
     }
 }

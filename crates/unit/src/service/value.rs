@@ -21,7 +21,8 @@ pub(super) fn set(to: &mut Registration, name: &str, text: &str) -> Result<(), R
     match name {
         "Port" => to.port = port(text)?,
         "Address" => {
-            let needs = ("an IPv4 address", "such as `10.1.5.2`; without it, the container's is taken".to_owned());
+            let needs =
+                ("an IPv4 address", "such as `10.1.5.2`; without it, the container's is taken".to_owned());
             to.address = Some(text.parse().ok().ok_or(needs)?);
         }
         "Check" => to.check = check(text).map_err(|remedy| ("a check", remedy))?,
@@ -110,13 +111,17 @@ fn hosts(text: &str) -> Result<Vec<String>, Refusal> {
         if name.len() <= 253 && name.split('.').all(label) {
             return Ok(word.to_ascii_lowercase());
         }
-        Err(("host names", format!("`{word}` is none: `app.example.com`, or `*.example.com` for all under it")))
+        Err((
+            "host names",
+            format!("`{word}` is none: `app.example.com`, or `*.example.com` for all under it"),
+        ))
     };
     text.split_whitespace().map(host).collect()
 }
 
 fn balance(text: &str) -> Result<String, Refusal> {
-    let named = |prefix: &str| text.strip_prefix(prefix).is_some_and(|name| !name.is_empty() && !name.contains(' '));
+    let named =
+        |prefix: &str| text.strip_prefix(prefix).is_some_and(|name| !name.is_empty() && !name.contains(' '));
     let known = matches!(text, "p2c" | "round-robin" | "least-conn" | "hash:ip");
     if known || named("hash:header:") || named("hash:cookie:") {
         return Ok(text.to_owned());
@@ -157,7 +162,8 @@ fn check(text: &str) -> Result<Check, String> {
 }
 
 fn check_port(text: &str) -> Result<u16, String> {
-    port(text).map_err(|_| format!("`{text}` is no port; write for example `http:/healthz` or `http:8080/healthz`"))
+    port(text)
+        .map_err(|_| format!("`{text}` is no port; write for example `http:/healthz` or `http:8080/healthz`"))
 }
 
 fn http(tls: bool, rest: &str) -> Result<Check, String> {
@@ -175,7 +181,8 @@ fn http(tls: bool, rest: &str) -> Result<Check, String> {
             let (first, last) = (code(first)?, code(last)?);
             (first <= last).then_some(first..=last)
         });
-        status = range.ok_or_else(|| format!("`{option}` is not understood; write for example `status=200-399`"))?;
+        status = range
+            .ok_or_else(|| format!("`{option}` is not understood; write for example `status=200-399`"))?;
     }
     let (digits, path) = match target.find('/') {
         Some(at) => target.split_at(at),
