@@ -17,6 +17,8 @@ pub mod engine;
 pub mod fence;
 /// The cluster network: subnets, datapath, rules.
 pub mod overlay;
+/// Which instances the hub should have, and when each is checked.
+pub mod registrar;
 /// Bringing a new text into units, a few at a time.
 pub mod rollout;
 /// From registered upstreams to the endpoints that traffic may go to.

@@ -30,7 +30,7 @@ pub use revision::{LeaseId, Revision};
 pub use rollout::{HistoryRecord, Progress, RolloutRecord, RolloutState, RolloutUnit};
 pub use service::{
     Endpoint, Health, Instance, InstanceState, Protocol, RouterRecord, ServiceConfig, ServiceMeta,
-    ServiceName,
+    ServiceName, ServiceNameError,
 };
 pub use unit::{DesiredState, MoveRecord, ScheduleRecord, UnitName, UnitNameError, UnitRecord, UnitState};
 

@@ -26,6 +26,8 @@ mod identity;
 mod overlay;
 /// This machine's record in the hub.
 mod presence;
+/// Registered units, checked, and told to the hub.
+pub(crate) mod registrar;
 /// nginx, kept in step with the registered services.
 mod router;
 /// Running something beside a unit.
@@ -116,6 +118,8 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     // was said.
     let [leaving, quiet, gone_soon, left] = std::array::from_fn(|_| watch::Sender::new(false));
 
+    // Nothing here can be reached through the hub.
+    let unregistered = watch::Sender::new(true);
     let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
     if machine.config.overlay.enabled {
         let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, subnet, ready);
@@ -124,8 +128,24 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     let (mut systemd, mut fenced) = (None, None);
     if machine.config.agent.enabled {
         let (bus, events) = systemd::Systemd::connect().await?;
+        let (ready, locals) = (watch::Sender::new(None), watch::Sender::new(None));
+        if machine.config.registrar.enabled {
+            let registrar = registrar::Registrar {
+                machine: machine.clone(),
+                store: store.clone(),
+                systemd: bus.clone(),
+                address,
+                units: locals.subscribe(),
+                admitted: admitted.subscribe(),
+                empty: unregistered.clone(),
+                ready: ready.clone(),
+            };
+            roles.spawn(registrar.run(stop.clone()));
+        }
         let inputs = units::Inputs {
             admitted: admitted.subscribe(),
+            ready: ready.subscribe(),
+            locals,
             lease: session.lease(),
             acknowledged: session.acknowledged(),
             leaving: leaving.subscribe(),
@@ -175,8 +195,15 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     serve(&machine, service, &stop, &mut roles).await?;
 
     let mut announced = false;
-    let mut departure =
-        Box::pin(departure::wait(systemd.clone(), fenced, &leaving, gone_soon.subscribe(), &left, &session));
+    let mut departure = Box::pin(departure::wait(
+        systemd.clone(),
+        fenced,
+        &leaving,
+        gone_soon.subscribe(),
+        unregistered.subscribe(),
+        &left,
+        &session,
+    ));
     let outcome = loop {
         tokio::select! {
             changed = overlay_ready.wait_for(|ready| *ready), if !announced => {

@@ -27,6 +27,8 @@ mod output;
 mod render;
 /// `status`, `journal`, `exec`.
 mod run;
+/// Services, and an operator's word on an instance.
+mod services;
 /// A shell on a machine.
 mod ssh;
 /// Through SSH to another machine's API.
@@ -225,6 +227,14 @@ enum Command {
     ///
     /// Example: muster render --once --dry-run
     Render(render::Render),
+    /// List services with their instances: where each is, how it is and why; or take one out of service.
+    ///
+    /// Example: muster services someapp
+    Services(services::Services),
+    /// List where requests for services may go just now.
+    ///
+    /// Example: muster endpoints someapp
+    Endpoints(services::Endpoints),
     /// Run the daemon of this machine.
     ///
     /// Example: muster agent --config /etc/muster/muster.toml
@@ -234,6 +244,14 @@ enum Command {
     /// Example: systemctl status muster-fence
     #[command(hide = true)]
     Fence,
+    /// Take a registered unit out of service before it stops. systemd runs it; you need not.
+    ///
+    /// Example: muster drain-unit someapp@1.service
+    #[command(hide = true)]
+    DrainUnit {
+        /// The unit.
+        unit: UnitName,
+    },
     /// Serve, back up, check and move the hub: an etcd v3 server.
     ///
     /// Example: muster hub snapshot save /var/backups/hub.db
@@ -294,6 +312,13 @@ pub fn run() -> Result<ExitCode> {
             crate::fence::run()?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::DrainUnit { unit } => {
+            // systemd names the main process as long as there is one; a unit that has ended finishes no request.
+            let pid = std::env::var("MAINPID").ok().filter(|pid| !pid.is_empty());
+            let alive = pid.is_some_and(|pid| std::path::Path::new("/proc").join(pid).exists());
+            agent::registrar::ask(&unit, alive)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Hub(hub) if hub.serves() => {
             log();
             daemon()?.block_on(hub.run())
@@ -326,7 +351,7 @@ fn useless_endpoint(matches: &clap::ArgMatches) -> Option<String> {
         return None;
     }
     let instead = match verb {
-        "kv" | "hub" | "render" => "it speaks to the hub, which --endpoints names",
+        "kv" | "hub" | "render" | "services" | "endpoints" => "it speaks to the hub, which --endpoints names",
         "agent" => "it serves the API, and where is said by [api] in its configuration",
         "config" => "it reads a file and asks nobody",
         "lab" => "it works on this box; for one of its machines use `muster lab exec`",
@@ -365,13 +390,20 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Exec(verb) => verb.run(client).await,
         Command::Ssh(verb) => verb.run(client).await,
         Command::Kv(verb) => verb.run().await,
+        Command::Services(verb) => verb.run().await,
+        Command::Endpoints(verb) => verb.run().await,
         Command::FdForward(_)
         | Command::Render(_)
         | Command::Verify { .. }
         | Command::Version
         | Command::Completion(_)
         | Command::Man(_) => unreachable!("these ask nobody"),
-        Command::Agent(_) | Command::Fence | Command::Hub(_) | Command::Config(_) | Command::Lab(_) => {
+        Command::DrainUnit { .. }
+        | Command::Agent(_)
+        | Command::Fence
+        | Command::Hub(_)
+        | Command::Config(_)
+        | Command::Lab(_) => {
             unreachable!("these are no requests")
         }
     }

@@ -43,6 +43,8 @@ pub struct Config {
     pub agent: AgentSection,
     /// The cluster network.
     pub overlay: OverlaySection,
+    /// The registrar, which tells the hub of this machine's registered units.
+    pub registrar: RegistrarSection,
     /// Outputs for registered services.
     pub router: RouterSection,
 }
@@ -228,6 +230,16 @@ pub struct AgentSection {
     pub lease_ttl: Duration,
 }
 
+/// `[registrar]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RegistrarSection {
+    /// Whether `[X-Service]` and `Register=` of units are carried out on this machine.
+    pub enabled: bool,
+    /// The container engine's socket: Docker's, or Podman's.
+    pub container_socket: PathBuf,
+}
+
 /// `[overlay]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -328,6 +340,12 @@ impl Default for AgentSection {
     }
 }
 
+impl Default for RegistrarSection {
+    fn default() -> Self {
+        Self { enabled: true, container_socket: PathBuf::from("/var/run/docker.sock") }
+    }
+}
+
 impl Default for OverlaySection {
     fn default() -> Self {
         let network = Ipv4Net::new(Ipv4Addr::new(10, 1, 0, 0), 16).expect("16 is a prefix length");
@@ -351,7 +369,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 45] = [
+pub const FIELDS: [(&str, &str); 47] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -376,6 +394,8 @@ pub const FIELDS: [(&str, &str); 45] = [
     ("overlay.interface", "the default route's"),
     ("overlay.bridge", "\"docker0\""),
     ("router.panic-hold", "\"30s\""),
+    ("registrar.enabled", "true"),
+    ("registrar.container-socket", "\"/var/run/docker.sock\""),
     ("router.nginx.enabled", "false"),
     ("router.nginx.listen", "80"),
     ("router.nginx.ports", "{}"),

@@ -9,6 +9,7 @@ use crate::{
     Problem, Requirements, UnitFile, UnitOption, kind,
     nearest::nearest,
     requirements::{self, SECTION},
+    service::{self, Registration},
 };
 use model::UnitName;
 
@@ -19,6 +20,8 @@ pub struct Checked {
     pub file: UnitFile,
     /// What `[X-Fleet]` demands; see [`Requirements`] for templates.
     pub requirements: Requirements,
+    /// What it wants registered; a template's is only good for checking.
+    pub registrations: Vec<Registration>,
     /// What is odd but no reason to refuse it, in the order of the file.
     pub warnings: Vec<Problem>,
 }
@@ -33,6 +36,8 @@ pub fn check(name: &UnitName, text: &str) -> Result<Checked, Problem> {
     let file = UnitFile::parse(text)?;
     kind::check(name, &file)?;
     let (requirements, mut warnings) = requirements::read(name, &file)?;
+    let (registrations, odd) = service::read(name, &file)?;
+    warnings.extend(odd);
     warn_of_sections(name, &file, &mut warnings);
     let known = kind::sections(name);
     for option in file.options() {
@@ -42,16 +47,18 @@ pub fn check(name: &UnitName, text: &str) -> Result<Checked, Problem> {
         warn_of_swallowed_header(&file, option, &mut warnings);
     }
     warnings.sort_by_key(|warning| (warning.line, warning.column));
-    Ok(Checked { file, requirements, warnings })
+    Ok(Checked { file, requirements, registrations, warnings })
 }
 
 /// Sections that nobody will read.
 fn warn_of_sections(name: &UnitName, file: &UnitFile, warnings: &mut Vec<Problem>) {
     let mut known = kind::sections(name);
-    known.push(SECTION);
-    for header in file.headers().iter().filter(|header| !known.contains(&header.name.as_str())) {
+    known.extend([SECTION, service::SECTION]);
+    let unknown = |name: &str| !known.contains(&name) && !service::is_section(name);
+    for header in file.headers().iter().filter(|header| unknown(&header.name)) {
         let slip = nearest(&header.name, &known);
-        let foreign = header.name.starts_with("X-") && slip != Some(SECTION);
+        let ours = [Some(SECTION), Some(service::SECTION)].contains(&slip);
+        let foreign = header.name.starts_with("X-") && !ours;
         if foreign {
             continue;
         }

@@ -7,6 +7,8 @@
 
 /// Everything that `submit` must refuse.
 pub mod check;
+/// The line that makes systemd's stops wait for a drain.
+pub mod drain;
 /// A unit file: its options in order, its canonical form and its hash.
 pub mod file;
 /// What no text may bring about.
@@ -23,6 +25,8 @@ pub mod problem;
 pub mod requirements;
 /// What a unit may use at most.
 pub mod resources;
+/// What a unit wants registered.
+pub mod service;
 mod words;
 
 pub use check::{Checked, check};
@@ -31,6 +35,7 @@ pub use glob::{Glob, GlobError};
 pub use problem::Problem;
 pub use requirements::{OnPartition, Requirements};
 pub use resources::{Memory, Resources};
+pub use service::{Check, Registration};
 
 /// The longest unit file, in bytes: systemd's own limit for one line, and well under etcd's 1.5 MiB for one
 /// request, which has to hold the record around it too.

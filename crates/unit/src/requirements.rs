@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The section's name.
 pub(crate) const SECTION: &str = "X-Fleet";
-/// Keys that have a meaning in fleet or in a later Muster, and that nothing carries out yet.
-const IDLE: [&str; 1] = ["Register"];
+/// What `service` reads.
+const REGISTER: &str = "Register";
 /// What an unknown key may have been meant to be.
 const KNOWN: [&str; 13] = [
     "MachineID",
@@ -144,13 +144,8 @@ pub(crate) fn belongs_here(name: &str) -> bool {
 
 impl Reader<'_> {
     fn option(&mut self, option: &UnitOption) -> Result<(), Problem> {
-        if IDLE.contains(&option.name.as_str()) {
-            let message = format!("`{}` is not carried out yet", option.name);
-            let remedy = "it is kept, and has no effect".to_owned();
-            self.warnings.push(self.file.problem(option.name_place(), message, remedy));
-        }
         let Some(key) = Key::of(&option.name) else {
-            if !IDLE.contains(&option.name.as_str()) {
+            if option.name != REGISTER {
                 self.warn_unknown(option);
             }
             return Ok(());
@@ -527,8 +522,7 @@ mod tests {
                 "{lines}: {warnings:?}"
             );
         }
-        let idle = read_in("a.service", "Register=web:80").expect("ours").1;
-        assert!(idle.len() == 1 && idle[0].to_string().contains("not carried out yet"), "{idle:?}");
+        assert!(read_in("a.service", "Register=web:80").expect("ours").1.is_empty());
         let (read, warnings) = read_in("a.service", "OnPartition=stop\nReplaces=b.service").expect("ours");
         assert_eq!((read.on_partition, warnings.len()), (OnPartition::Stop, 0));
     }

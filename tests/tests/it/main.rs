@@ -21,6 +21,8 @@ mod on_etcd;
 mod outputs;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
+/// Registration without sidekicks, and drain before stop.
+mod registration;
 /// fleet's functional tests of scheduling, told anew, and where all the others are.
 mod scheduling;
 /// A hub with certificates and users.

@@ -16,6 +16,8 @@ use tracing::{info, warn};
 pub(super) const LONGEST: Duration = Duration::from_secs(80);
 /// What telling the hub may take before good-bye is said without it: the engine then takes the machine for lost.
 const TELLING: Duration = Duration::from_secs(1);
+/// What registered units may take to drain, altogether.
+const DRAINING: Duration = Duration::from_secs(15);
 /// For units that are stopped last: until the engine has read of it and placed them.
 const NOTICE: Duration = Duration::from_secs(1);
 /// Between looks whether the shutdown was called off.
@@ -28,6 +30,7 @@ pub(super) async fn wait(
     fenced: Option<watch::Receiver<bool>>,
     leaving: &watch::Sender<bool>,
     mut announced: watch::Receiver<bool>,
+    mut unregistered: watch::Receiver<bool>,
     left: &watch::Sender<bool>,
     session: &Session,
 ) -> anyhow::Error {
@@ -45,6 +48,11 @@ pub(super) async fn wait(
         let stopped = tokio::time::timeout(LONGEST / 2, fenced.wait_for(|alive| !alive)).await;
         info!(stopped = stopped.is_ok(), "units with OnPartition=stop awaited");
         tokio::time::sleep(NOTICE).await;
+    }
+    if !*unregistered.borrow_and_update() {
+        // systemd stops them now, and each stop begins with a drain.
+        let drained = tokio::time::timeout(DRAINING, unregistered.wait_for(|empty| *empty)).await;
+        info!(drained = drained.is_ok(), "registered units awaited");
     }
     match session.end().await {
         Ok(()) => info!("left the cluster"),

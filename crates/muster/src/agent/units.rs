@@ -21,6 +21,7 @@ use super::{
     Machine,
     fence::{self, Fence},
     identity,
+    registrar::{Locals, Readiness},
     states::{self, Report},
 };
 use crate::config::RUN_DIR;
@@ -66,6 +67,10 @@ pub(super) struct Inputs {
     pub(super) acknowledged: watch::Receiver<Option<Acknowledged>>,
     /// The machine shuts down.
     pub(super) leaving: watch::Receiver<bool>,
+    /// Which registered units are ready.
+    pub(super) ready: watch::Receiver<Readiness>,
+    /// Told what is registered here.
+    pub(super) locals: watch::Sender<Locals>,
     /// Told when nothing is started here any more and the hub has all states that came of it.
     pub(super) quiet: watch::Sender<bool>,
 }
@@ -237,6 +242,7 @@ impl Units {
                 () = self.fence.news() => {}
                 Ok(()) = self.inputs.admitted.changed() => {}
                 Ok(()) = self.inputs.leaving.changed() => {}
+                Ok(()) = self.inputs.ready.changed() => {}
             }
         }
         Ok(())
@@ -510,7 +516,11 @@ impl Units {
         }
         if !load.is_empty() {
             info!(units = load.len(), "load");
-            let task = load::load(self.store.clone(), self.systemd.clone(), self.directory.clone(), load);
+            let (store, systemd, directory) =
+                (self.store.clone(), self.systemd.clone(), self.directory.clone());
+            let enabled = self.machine.config.registrar.enabled;
+            let drains = enabled.then(|| std::env::current_exe().ok()).flatten();
+            let task = load::load(store, systemd, directory, drains, load);
             self.tasks.spawn(async move { Finished::Loaded(task.await) });
         }
         if !unload.is_empty() {

@@ -3,8 +3,8 @@
 //! Invariant: a file that cannot be read is handled as one that says nothing.
 
 use model::UnitName;
-use std::sync::Arc;
-use unit::{OnPartition, UnitFile};
+use std::{sync::Arc, time::Duration};
+use unit::{OnPartition, Registration, UnitFile};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct File {
@@ -16,6 +16,8 @@ pub(super) struct File {
     pub(super) install: bool,
     /// systemd calls it active as soon as it has a process, whatever becomes of that: `Type=simple`.
     pub(super) hasty: bool,
+    /// What it wants registered.
+    pub(super) registrations: Arc<[Registration]>,
 }
 
 impl File {
@@ -27,8 +29,25 @@ impl File {
             hash,
             fenced: says(|checked| checked.requirements.on_partition == OnPartition::Stop),
             install: says(|checked| checked.file.install_wanted()),
+            registrations: checked
+                .as_ref()
+                .map(|checked| checked.registrations.as_slice().into())
+                .unwrap_or_default(),
             hasty: unit.kind() == "service" && says(|checked| hasty(&checked.file)),
             text,
+        }
+    }
+}
+
+impl File {
+    /// The text for systemd: where something is registered, every stop begins with a drain.
+    pub(super) fn for_systemd(&self, program: &str) -> String {
+        let longest = self.registrations.iter().map(|registration| registration.drain).max();
+        match (longest, UnitFile::parse(&self.text)) {
+            (Some(drain), Ok(file)) if drain > Duration::ZERO => {
+                unit::drain::with_drain(&file, program, drain)
+            }
+            _ => self.text.to_string(),
         }
     }
 }

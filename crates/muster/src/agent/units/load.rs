@@ -27,10 +27,12 @@ pub(super) struct Order {
 type Outcomes<T> = BTreeMap<UnitName, Result<T, String>>;
 
 /// Writes and links the files, enables those that ask for it, and makes systemd read them: once for all of them.
+/// `drains` is the program that drains registered units before they stop, if there is a registrar.
 pub(super) async fn load(
     store: Store,
     systemd: Systemd,
     directory: PathBuf,
+    drains: Option<PathBuf>,
     orders: BTreeMap<UnitName, Order>,
 ) -> Outcomes<File> {
     let (mut outcomes, mut texts) = (Outcomes::new(), BTreeMap::new());
@@ -54,10 +56,12 @@ pub(super) async fn load(
     let mut ready = BTreeMap::new();
     for (unit, (hash, text)) in texts {
         let path = directory.join(unit.as_str());
+        // The schedule's word counts, so that both agree in any case.
+        let file = File { hash, ..File::new(&unit, text) };
+        let program = drains.as_ref().and_then(|program| program.to_str());
+        let text = program.map_or_else(|| file.text.to_string(), |program| file.for_systemd(program));
         match write_file(&path, &text) {
             Ok(()) => {
-                // The schedule's word counts, so that both agree in any case.
-                let file = File { hash, ..File::new(&unit, text) };
                 ready.insert(unit, file);
             }
             Err(error) => drop(outcomes.insert(unit, Err(format!("{}: {error}", path.display())))),

@@ -129,7 +129,7 @@ impl Notes {
                 continue;
             };
             let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
-            let file = File::new(&unit, text.into());
+            let file = File::new(&unit, unit::drain::without_drain(&text).into());
             // Notes that are there lack only what a killed run had loaded and not started yet.
             let remembered = remembered.units.get(&unit).filter(|_| lost);
             let launch = remembered.filter(|entry| entry.hash == file.hash);

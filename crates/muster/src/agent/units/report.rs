@@ -4,10 +4,13 @@
 //! that was told stands.
 
 use super::{
-    super::states::{Report, States},
+    super::{
+        registrar::Local,
+        states::{Report, States},
+    },
     Units,
 };
-use model::{RECORD_VERSION, UnitName, UnitState};
+use model::{Health, RECORD_VERSION, UnitName, UnitState};
 use muster_core::agent::Activity;
 use systemd::State;
 
@@ -30,6 +33,36 @@ impl Units {
             *current = report;
             changed
         });
+        self.publish_locals();
+    }
+
+    /// Hands what is registered over to the registrar, once every unit of an earlier run has been looked at.
+    fn publish_locals(&self) {
+        if self.inputs.locals.borrow().is_none() && !self.done.keys().all(|unit| self.seen.contains_key(unit))
+        {
+            return;
+        }
+        let local = |unit: &UnitName| {
+            let file = self.files.get(unit).filter(|file| !file.registrations.is_empty())?;
+            let seen = self.seen.get(unit).filter(|_| !self.clashes.contains_key(unit))?;
+            let (active, sub) = (seen.active.clone(), seen.sub.clone());
+            let (registrations, text) = (file.registrations.clone(), file.text.clone());
+            Some((unit.clone(), Local { registrations, text, active, sub }))
+        };
+        let locals = self.done.keys().filter_map(local).collect();
+        self.inputs.locals.send_if_modified(|before| {
+            let changed = before.as_ref() != Some(&locals);
+            *before = Some(locals);
+            changed
+        });
+    }
+
+    /// What the registrar knows of a unit that runs and is registered: its health as long as it is not ready.
+    fn unready(&self, unit: &UnitName) -> Option<(Health, String)> {
+        let ready = self.inputs.ready.borrow();
+        let registered = self.files.get(unit).is_some_and(|file| !file.registrations.is_empty());
+        let known = ready.as_ref().filter(|_| registered)?;
+        known.get(unit).cloned().unwrap_or_else(|| Some((Health::Starting, String::new())))
     }
 
     fn state(&self, unit: &UnitName) -> Option<UnitState> {
@@ -45,11 +78,18 @@ impl Units {
         let dead = seen.is_none_or(|state| Activity::from_active_state(&state.active) == Activity::Dead);
         // Not "active" and a moment later something else: the job has to be over, and the process has to stay.
         let starts = self.jobs.starts(unit) || (!dead && self.settling.contains_key(unit));
+        let active = seen.is_some_and(|state| state.active == "active");
+        let unready = self.unready(unit).filter(|_| active);
+        let failing = unready.as_ref().filter(|(health, _)| *health == Health::Critical);
+        let error = error.or_else(|| failing.map(|(_, why)| format!("its check does not pass: {why}")));
+        // Systemd calls it active; we do when its check has passed for the first time.
+        let checking = unready.is_some_and(|(health, _)| health == Health::Starting) && !starts;
+        let starts = starts || checking;
         Some(UnitState {
             v: RECORD_VERSION,
             load: if done.is_some() { word(|s| &s.load, "loaded") } else { "error".to_owned() },
             active: if starts { "activating".to_owned() } else { word(|s| &s.active, "inactive") },
-            sub: word(|s| &s.sub, "dead"),
+            sub: if checking { "check".to_owned() } else { word(|s| &s.sub, "dead") },
             hash: done.map(|done| done.hash.clone()).unwrap_or_default(),
             launch: done.map_or(0, |done| done.launch),
             error,
