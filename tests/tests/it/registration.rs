@@ -1,7 +1,6 @@
 //! Registration without sidekicks: the key is there while the instance works, and every stop drains first.
 
 use crate::{Lab, alone};
-use anyhow::Result;
 use lab::Machine;
 use std::time::{Duration, Instant};
 use story::cluster::eventually;

@@ -488,7 +488,12 @@ impl Units {
                         Finished::Started(unit, launch, outcome)
                     });
                 }
-                (Ask::Stop, _) => {
+                (Ask::Stop, wanted) => {
+                    // Wanted again before it has stopped, it is to be started again.
+                    if let (None, Some(done)) = (wanted, self.done.get_mut(&unit)) {
+                        done.launch = 0;
+                        rested = true;
+                    }
                     self.jobs.stop(&unit);
                     info!(%unit, "stop");
                     let systemd = self.systemd.clone();
