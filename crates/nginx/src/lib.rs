@@ -113,7 +113,9 @@ impl Reader {
             pid_file.display()
         );
         let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
-        let master = pid.and_then(rustix::process::Pid::from_raw).ok_or_else(|| Failure::NotRunning(remedy.clone()))?;
+        let master = pid
+            .and_then(rustix::process::Pid::from_raw)
+            .ok_or_else(|| Failure::NotRunning(remedy.clone()))?;
         rustix::process::kill_process(master, rustix::process::Signal::HUP)
             .map_err(|_| Failure::NotRunning(remedy))?;
         Ok(master)

@@ -57,7 +57,11 @@ impl Log {
 /// The first `error_log` of the main file.
 fn error_log(main: &str) -> Option<&str> {
     let directives = main.split([';', '{', '}', '\n']).map(str::trim);
-    let path = directives.filter_map(|directive| directive.strip_prefix("error_log")).next()?.split_whitespace().next()?;
+    let path = directives
+        .filter_map(|directive| directive.strip_prefix("error_log"))
+        .next()?
+        .split_whitespace()
+        .next()?;
     (!path.starts_with("syslog:") && !path.starts_with("memory:") && path != "stderr").then_some(path)
 }
 
@@ -87,7 +91,10 @@ pub(crate) async fn verify(
         let patience = if rendered.generation.is_some() { WITHIN } else { UNASKED };
         if begin.elapsed() >= patience {
             return match other {
-                Some(_) => Err(Failure::Failed(format!("nginx still works by an older file after {} s", WITHIN.as_secs()))),
+                Some(_) => Err(Failure::Failed(format!(
+                    "nginx still works by an older file after {} s",
+                    WITHIN.as_secs()
+                ))),
                 None => Ok(()),
             };
         }

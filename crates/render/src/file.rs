@@ -117,7 +117,8 @@ impl<O: Output> File<O> {
         let before = fs::read(&self.destination).ok();
         let mut note = self.note();
         // What was tried and not applied is no text to go back to: the one before it is kept.
-        if before.as_ref().is_none_or(|before| note.applied.is_none() || note.applied == Some(digest(before))) {
+        if before.as_ref().is_none_or(|before| note.applied.is_none() || note.applied == Some(digest(before)))
+        {
             self.keep(before.as_deref())?;
         }
         note.trying = Some(new.clone());
@@ -162,15 +163,17 @@ impl<O: Output> File<O> {
     async fn take_back(&mut self) -> Result<(), String> {
         let previous = fs::read_to_string(self.beside("previous")).ok();
         let restored = match &previous {
-            Some(text) => self.stage(text).map_err(|error| error.to_string()).and_then(|staged| {
-                fs::rename(staged, &self.destination).map_err(|error| error.to_string())
-            }),
+            Some(text) => self
+                .stage(text)
+                .map_err(|error| error.to_string())
+                .and_then(|staged| fs::rename(staged, &self.destination).map_err(|error| error.to_string())),
             None => fs::remove_file(&self.destination).map_err(|error| error.to_string()),
         };
         restored?;
         let applied = previous.as_ref().map(|text| digest(text.as_bytes()));
         let used = self.output.activate(&Rendered::plain(previous.unwrap_or_default())).await;
-        self.write_note(&Note { v: 1, applied: applied.clone(), trying: None }).map_err(|error| error.to_string())?;
+        self.write_note(&Note { v: 1, applied: applied.clone(), trying: None })
+            .map_err(|error| error.to_string())?;
         self.applied = applied;
         match used {
             Ok(()) => Ok(()),

@@ -91,7 +91,10 @@ fn children(state: &State<'_, '_>, directory: &str, directories: bool) -> Vec<St
     let tree = tree(state);
     let mut names: BTreeSet<String> = BTreeSet::new();
     for key in tree.keys() {
-        match key.strip_prefix(&prefix).map(|rest| rest.split_once('/').map_or((rest, false), |(name, _)| (name, true))) {
+        match key
+            .strip_prefix(&prefix)
+            .map(|rest| rest.split_once('/').map_or((rest, false), |(name, _)| (name, true)))
+        {
             Some((name, below)) if below || !directories => {
                 names.insert(name.to_owned());
             }
@@ -123,7 +126,8 @@ fn dir(path: &str) -> String {
 }
 
 fn json(text: &str) -> Result<Value, Error> {
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|error| fail(format!("no JSON: {error}")))?;
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| fail(format!("no JSON: {error}")))?;
     Ok(Value::from(Serde(&value)))
 }
 
@@ -131,11 +135,7 @@ fn number(value: &Value) -> Result<i64, Error> {
     i64::try_from(value.clone()).map_err(|_| fail(format!("`{value}` is no whole number")))
 }
 
-fn arithmetic(
-    a: &Value,
-    b: &Value,
-    work: impl FnOnce(i64, i64) -> Option<i64>,
-) -> Result<i64, Error> {
+fn arithmetic(a: &Value, b: &Value, work: impl FnOnce(i64, i64) -> Option<i64>) -> Result<i64, Error> {
     let (a, b) = (number(a)?, number(b)?);
     work(a, b).ok_or_else(|| fail(format!("there is no result for {a} and {b}")))
 }
@@ -143,7 +143,8 @@ fn arithmetic(
 fn addresses(host: &str, wanted: impl Fn(&IpAddr) -> bool) -> Vec<String> {
     // As in confd, a name that nobody knows has no addresses.
     let found = (host, 0).to_socket_addrs().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
-    let found: BTreeSet<IpAddr> = found.into_iter().map(|address| address.ip()).filter(|ip| wanted(ip)).collect();
+    let found: BTreeSet<IpAddr> =
+        found.into_iter().map(|address| address.ip()).filter(|ip| wanted(ip)).collect();
     found.into_iter().map(|ip| ip.to_string()).collect()
 }
 
@@ -171,7 +172,8 @@ fn of_keys(environment: &mut Environment<'static>) {
         Some(value) => Ok(pair(&clean(key), value)),
         None => Err(fail(format!("the key {key} does not exist"))),
     });
-    environment.add_function("exists", |state: &State<'_, '_>, key: &str| tree(state).contains_key(&clean(key)));
+    environment
+        .add_function("exists", |state: &State<'_, '_>, key: &str| tree(state).contains_key(&clean(key)));
     environment.add_function("gets", |state: &State<'_, '_>, pattern: &str| {
         found(state, pattern).iter().map(|(key, value)| pair(key, value)).collect::<Vec<_>>()
     });
@@ -180,8 +182,10 @@ fn of_keys(environment: &mut Environment<'static>) {
         values.sort();
         values
     });
-    environment.add_function("ls", |state: &State<'_, '_>, directory: &str| children(state, directory, false));
-    environment.add_function("lsdir", |state: &State<'_, '_>, directory: &str| children(state, directory, true));
+    environment
+        .add_function("ls", |state: &State<'_, '_>, directory: &str| children(state, directory, false));
+    environment
+        .add_function("lsdir", |state: &State<'_, '_>, directory: &str| children(state, directory, true));
 }
 
 fn of_texts(environment: &mut Environment<'static>) {

@@ -12,10 +12,10 @@ mod file;
 mod functions;
 /// Resource files, as confd has them.
 mod resource;
-/// Programs that check files and that are told about them.
-mod shell;
 /// Services as templates see them.
 mod service;
+/// Programs that check files and that are told about them.
+mod shell;
 /// Templates.
 mod template;
 

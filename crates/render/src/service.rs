@@ -71,7 +71,8 @@ impl Data {
 impl Service {
     /// A service of which nothing but endpoints is known.
     pub fn new(name: &ServiceName, endpoints: &BTreeMap<Instance, Endpoint>) -> Self {
-        let view = |endpoint: &Endpoint| InstanceView { endpoint: Some(*endpoint), ..InstanceView::default() };
+        let view =
+            |endpoint: &Endpoint| InstanceView { endpoint: Some(*endpoint), ..InstanceView::default() };
         let instances = endpoints.iter().map(|(name, endpoint)| (name.clone(), view(endpoint))).collect();
         Self::from_view(name, &ServiceView { instances, ..ServiceView::default() })
     }
@@ -113,5 +114,7 @@ fn printable(text: &str) -> String {
 }
 
 fn is_plain_host(host: &str) -> bool {
-    !host.is_empty() && host.len() <= 253 && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-*_".contains(c))
+    !host.is_empty()
+        && host.len() <= 253
+        && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-*_".contains(c))
 }

@@ -34,7 +34,8 @@ impl Commands {
         let source = staged.map_or(destination.clone(), |staged| staged.display().to_string());
         let mut filled = command.to_owned();
         for (name, value) in [("src", &source), ("dest", &destination)] {
-            for place in [format!("{{{{.{name}}}}}"), format!("{{{{ .{name} }}}}"), format!("{{{{{name}}}}}")] {
+            for place in [format!("{{{{.{name}}}}}"), format!("{{{{ .{name} }}}}"), format!("{{{{{name}}}}}")]
+            {
                 filled = filled.replace(&place, value);
             }
         }
@@ -46,9 +47,10 @@ impl Output for Commands {
     async fn check(&self, staged: &Path, _: &str) -> Result<(), Error> {
         let Some(check) = &self.check else { return Ok(()) };
         let command = self.fill(check, Some(staged));
-        run(&command, CHECK)
-            .await
-            .map_err(|said| Error::Refused { path: self.destination.clone(), said: format!("`{command}` {said}") })
+        run(&command, CHECK).await.map_err(|said| Error::Refused {
+            path: self.destination.clone(),
+            said: format!("`{command}` {said}"),
+        })
     }
 
     async fn activate(&self, _: &Rendered) -> Result<(), Failure> {
@@ -73,14 +75,16 @@ async fn run(command: &str, limit: Duration) -> Result<(), String> {
     match tokio::time::timeout(limit, child.wait_with_output()).await {
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
-            let said = [&*output.stderr, &*output.stdout].map(|said| String::from_utf8_lossy(said).trim().to_owned());
+            let said = [&*output.stderr, &*output.stdout]
+                .map(|said| String::from_utf8_lossy(said).trim().to_owned());
             let said: String = said.join("\n").trim().chars().take(SAID).collect();
             Err(format!("failed ({}): {said}", output.status))
         }
         Ok(Err(error)) => Err(format!("cannot be waited for: {error}")),
         Err(_) => {
             // It may be gone by itself in this moment.
-            let _ = group.map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
+            let _ =
+                group.map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
             Err(format!("did not end within {} s", limit.as_secs()))
         }
     }

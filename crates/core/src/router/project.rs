@@ -159,17 +159,27 @@ mod tests {
         catalog.put("/services/someapp/upstream/someapp@0", b"10.1.9.2:3000");
         catalog.delete("/services/web/upstream/web");
         let after = traefik.keys(&catalog, &before);
-        let server = |n: u32| &after[&format!("traefik/http/services/muster-someapp/loadbalancer/servers/{n}/url")];
-        assert_eq!((server(0).as_str(), server(1).as_str()), ("http://10.1.9.2:3000", "http://10.1.6.2:3000"));
+        let server =
+            |n: u32| &after[&format!("traefik/http/services/muster-someapp/loadbalancer/servers/{n}/url")];
+        assert_eq!(
+            (server(0).as_str(), server(1).as_str()),
+            ("http://10.1.9.2:3000", "http://10.1.6.2:3000")
+        );
         assert!(!after.keys().any(|key| key.contains("muster-web")), "{after:?}");
         assert!(traefik.is_ours("traefik/http/routers/muster-web/rule"));
-        assert!(!traefik.is_ours("traefik/http/routers/mine/rule") && !traefik.is_ours("traefik/http/middlewares/muster-x/y"));
+        assert!(
+            !traefik.is_ours("traefik/http/routers/mine/rule")
+                && !traefik.is_ours("traefik/http/middlewares/muster-x/y")
+        );
         // The last one moves into a gap.
         catalog.delete("/services/someapp/upstream/someapp@0");
         let last = traefik.keys(&catalog, &after);
         let servers: Vec<_> = last.iter().filter(|(key, _)| key.contains("/servers/")).collect();
         assert_eq!(servers.len(), 1);
-        assert!(servers[0].0.ends_with("/servers/0/url") && servers[0].1 == "http://10.1.6.2:3000", "{servers:?}");
+        assert!(
+            servers[0].0.ends_with("/servers/0/url") && servers[0].1 == "http://10.1.6.2:3000",
+            "{servers:?}"
+        );
         assert_eq!(Traefik::group("traefik/http/services/muster-a/loadbalancer/servers/0/url"), "muster-a");
     }
 }

@@ -121,7 +121,11 @@ impl Drop for Reporter {
 /// Whether somebody may wait.
 fn drains(services: &Services) -> bool {
     let served = services.borrow();
-    served.catalog.services.values().any(|view| view.instances.values().any(|instance| instance.state.is_some()))
+    served
+        .catalog
+        .services
+        .values()
+        .any(|view| view.instances.values().any(|instance| instance.state.is_some()))
 }
 
 fn merge(machine: &Machine, reports: &BTreeMap<&'static str, Option<Report>>) -> Option<RouterRecord> {
@@ -131,7 +135,8 @@ fn merge(machine: &Machine, reports: &BTreeMap<&'static str, Option<Report>>) ->
     for report in reports {
         for (service, instances) in &report.inflight {
             for (instance, count) in instances.iter().filter(|(_, count)| **count > 0) {
-                let sum = record.inflight.entry(service.clone()).or_default().entry(instance.clone()).or_default();
+                let sum =
+                    record.inflight.entry(service.clone()).or_default().entry(instance.clone()).or_default();
                 *sum = sum.saturating_add(*count);
             }
         }
@@ -172,7 +177,8 @@ mod tests {
                     assert_eq!(kv.lease, Some(lease));
                     serde_json::from_slice::<RouterRecord>(&kv.value).expect("a record")
                 });
-                let counts = record.iter().flat_map(|r| r.inflight.values()).flat_map(|i| i.values()).sum::<u64>();
+                let counts =
+                    record.iter().flat_map(|r| r.inflight.values()).flat_map(|i| i.values()).sum::<u64>();
                 if record.is_some_and(|record| record.revision.0 == revision) && counts == count {
                     return;
                 }

@@ -34,7 +34,14 @@ pub(super) struct Pacer {
 
 impl Pacer {
     pub(super) fn new(pace: Pace) -> Self {
-        Self { begin: Instant::now(), batch: Batch::default(), pace, seen: Served::default(), retry: None, said: String::new() }
+        Self {
+            begin: Instant::now(),
+            batch: Batch::default(),
+            pace,
+            seen: Served::default(),
+            retry: None,
+            said: String::new(),
+        }
     }
 
     /// When there is something to do.
@@ -51,7 +58,8 @@ impl Pacer {
             return;
         }
         // The first of it is applied in any case: what is shown so far is not known.
-        let effect = if self.seen.known { served.catalog.effect_since(&self.seen.catalog) } else { Effect::Removed };
+        let effect =
+            if self.seen.known { served.catalog.effect_since(&self.seen.catalog) } else { Effect::Removed };
         self.batch.note(self.begin.elapsed(), effect);
         self.seen = served.clone();
     }

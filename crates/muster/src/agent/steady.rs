@@ -100,7 +100,8 @@ impl Follower {
                     steady.tick(begin.elapsed());
                 }
             }
-            for (key, reason) in catalog.quarantined.iter().filter(|(key, _)| !complained.contains_key(*key)) {
+            for (key, reason) in catalog.quarantined.iter().filter(|(key, _)| !complained.contains_key(*key))
+            {
                 warn!(key, reason, "entry passed over");
             }
             complained.clone_from(&catalog.quarantined);
@@ -167,7 +168,8 @@ impl Leases {
         let known: usize = catalog.services.values().map(|view| view.instances.len()).sum();
         if self.0.len() > 2 * known + 1000 {
             self.0.retain(|(service, instance), _| {
-                let known = catalog.services.get(service).is_some_and(|view| view.instances.contains_key(instance));
+                let known =
+                    catalog.services.get(service).is_some_and(|view| view.instances.contains_key(instance));
                 known || doubted.iter().any(|gone| gone.service == *service && gone.instance == *instance)
             });
         }
@@ -223,14 +225,16 @@ mod tests {
         let writes: Vec<_> =
             (1..=4).map(|n| registry::Write::Delete(format!("/services/web/upstream/web@{n}"))).collect();
         store.commit(&[], &writes).await.expect("deleted");
-        until(&mut services, "nothing is served", |served| endpoints(served) == 0 && served.held.is_empty()).await;
+        until(&mut services, "nothing is served", |served| endpoints(served) == 0 && served.held.is_empty())
+            .await;
 
         for instance in 1..=2 {
             register(&store, instance, None).await;
         }
         until(&mut services, "both are served", |served| endpoints(served) == 2).await;
         store.commit(&[], &[registry::Write::DeletePrefix("/services/".to_owned())]).await.expect("deleted");
-        until(&mut services, "nothing is served", |served| endpoints(served) == 0 && served.held.is_empty()).await;
+        until(&mut services, "nothing is served", |served| endpoints(served) == 0 && served.held.is_empty())
+            .await;
         task.abort();
     }
 }

@@ -53,13 +53,15 @@ impl Traefik {
         }
         for (service, endpoints) in routable {
             let prefix = format!("{root}/http/services/{OURS}{service}/loadbalancer/servers/");
-            let mut wanted: Vec<String> = endpoints.values().map(|endpoint| format!("http://{endpoint}")).collect();
+            let mut wanted: Vec<String> =
+                endpoints.values().map(|endpoint| format!("http://{endpoint}")).collect();
             // Two instances at one address are one server.
             wanted.sort();
             wanted.dedup();
             let mut slots: Vec<Option<String>> = vec![None; wanted.len()];
             wanted.retain(|url| {
-                let slot = (0..slots.len()).find(|slot| existing.get(&format!("{prefix}{slot}/url")) == Some(url));
+                let slot =
+                    (0..slots.len()).find(|slot| existing.get(&format!("{prefix}{slot}/url")) == Some(url));
                 if let Some(slot) = slot {
                     slots[slot] = Some(url.clone());
                 }
@@ -78,11 +80,14 @@ impl Traefik {
 /// By which requests a service is reached.
 fn rule(service: &ServiceName, view: &ServiceView) -> String {
     let plain = |text: &&String, more: &str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c) || more.contains(c))
+        !text.is_empty()
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c) || more.contains(c))
     };
     let hosts = view.config.hosts.iter().filter(|host| plain(host, ""));
-    let hosts: Vec<String> =
-        std::iter::once(service.as_str()).chain(hosts.map(String::as_str)).map(|host| format!("Host(`{host}`)")).collect();
+    let hosts: Vec<String> = std::iter::once(service.as_str())
+        .chain(hosts.map(String::as_str))
+        .map(|host| format!("Host(`{host}`)"))
+        .collect();
     let paths = view.config.paths.iter().filter(|path| plain(path, "/~%+@:"));
     let paths: Vec<String> = paths.map(|path| format!("PathPrefix(`{path}`)")).collect();
     let hosts = hosts.join(" || ");
