@@ -12,12 +12,12 @@ mod departure;
 mod engine;
 /// What the engine tells of what it did.
 mod events;
-/// Files made of templates.
-pub(crate) mod files;
 /// The note and the service that stop units which may not outlive the machine's lease.
 mod fence;
 /// The gateway, kept in step with the registered services.
 mod gateway;
+/// Files made of templates.
+pub(crate) mod files;
 /// Former texts of units.
 mod history;
 /// Who this machine is, and which cluster the hub is of.

@@ -53,7 +53,8 @@ impl<O: Output> Engine<O> {
 
     /// Brings the file in step with `data`.
     pub async fn apply(&mut self, data: &Data) -> Result<Report, Error> {
-        self.refused.retain(|name, (refused, _)| data.services.iter().any(|s| s.name == *name && s == refused));
+        self.refused
+            .retain(|name, (refused, _)| data.services.iter().any(|s| s.name == *name && s == refused));
         let (mut wanted, mut postponed) = (self.believed(data), false);
         let applied = match self.put(&wanted).await {
             Err(error) if error.is_about_the_values() => {
@@ -107,7 +108,8 @@ impl<O: Output> Engine<O> {
         }
         // Halves that pass are taken over as a whole; of the others, halves again.
         // Those that were served before come first.
-        let (known, new): (Vec<_>, Vec<_>) = changed.into_iter().partition(|s| self.good.contains_key(&s.name));
+        let (known, new): (Vec<_>, Vec<_>) =
+            changed.into_iter().partition(|s| self.good.contains_key(&s.name));
         let mut open: Vec<_> = [new, known].into_iter().filter(|some| !some.is_empty()).collect();
         for _ in 0..CHECKS {
             let Some(some) = open.pop() else { break };

@@ -84,8 +84,9 @@ impl Resource {
     pub fn read(path: &Path) -> Result<Self, ResourceError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ResourceError::Read { path: path.to_owned(), source })?;
-        let file: ResourceFile = toml::from_str(&text).map_err(|error| {
-            ResourceError::Syntax { path: path.to_owned(), reason: error.to_string().trim().to_owned() }
+        let file: ResourceFile = toml::from_str(&text).map_err(|error| ResourceError::Syntax {
+            path: path.to_owned(),
+            reason: error.to_string().trim().to_owned(),
         })?;
         file.template.check(&path.display().to_string())?;
         Ok(file.template)
@@ -99,7 +100,12 @@ impl Resource {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && place != directory => continue,
                 entries => entries.map_err(|source| ResourceError::Read { path: place.clone(), source })?,
             };
-            paths.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "toml")));
+            paths.extend(
+                entries
+                    .flatten()
+                    .map(|entry| entry.path())
+                    .filter(|path| path.extension().is_some_and(|e| e == "toml")),
+            );
         }
         paths.sort();
         Ok(paths.into_iter().map(|path| (path.clone(), Self::read(&path))).collect())
@@ -107,7 +113,8 @@ impl Resource {
 
     /// Says what cannot be in it; `name` is what errors call it.
     pub fn check(&self, name: &str) -> Result<(), ResourceError> {
-        let wrong = |reason: &str| Err(ResourceError::Field { resource: name.to_owned(), reason: reason.to_owned() });
+        let wrong =
+            |reason: &str| Err(ResourceError::Field { resource: name.to_owned(), reason: reason.to_owned() });
         if self.src.is_empty() {
             return wrong("`src` is missing: the template's file, or `builtin:nginx`");
         }
@@ -141,14 +148,16 @@ impl Resource {
         self.check(name)?;
         let template = match self.src.strip_prefix("builtin:") {
             Some(builtin) => Template::builtin(builtin).ok_or_else(|| {
-                let known: Vec<_> = crate::BUILTIN.iter().map(|(name, _)| format!("builtin:{name}")).collect();
+                let known: Vec<_> =
+                    crate::BUILTIN.iter().map(|(name, _)| format!("builtin:{name}")).collect();
                 ResourceError::Field {
                     resource: name.to_owned(),
                     reason: format!("there is no template `{}`; there are {}", self.src, known.join(", ")),
                 }
             })??,
             None => {
-                let places: Vec<PathBuf> = templates.iter().map(|directory| directory.join(&self.src)).collect();
+                let places: Vec<PathBuf> =
+                    templates.iter().map(|directory| directory.join(&self.src)).collect();
                 let found = places.iter().find(|place| place.exists());
                 let found = found.ok_or_else(|| ResourceError::Field {
                     resource: name.to_owned(),

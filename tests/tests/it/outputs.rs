@@ -36,7 +36,9 @@ fn nginx_follows_and_what_vanishes_at_once_is_held() {
     eventually("nginx follows", || Ok(in_nginx(&cluster) == [1, 2, 3, 4])).expect("it does");
 
     // Prometheus finds them.
-    let targets = cluster.sh("curl -sf --unix-socket /run/muster/muster.sock http://muster/sd/prometheus").expect("answered");
+    let targets = cluster
+        .sh("curl -sf --unix-socket /run/muster/muster.sock http://muster/sd/prometheus")
+        .expect("answered");
     let targets: Vec<serde_json::Value> = serde_json::from_str(&targets).expect("JSON");
     assert_eq!(targets.len(), 4, "{targets:?}");
     assert_eq!(targets[0]["labels"]["__meta_muster_service"], "web");
@@ -49,11 +51,13 @@ fn nginx_follows_and_what_vanishes_at_once_is_held() {
 
     // Three of four are gone with their lease, as when the machines that renew them cannot reach the hub.
     cluster.sh(&format!("ETCDCTL_API=3 /usr/bin/etcdctl lease revoke {lease}")).expect("revoked");
-    eventually("it is doubted", || Ok(said(&cluster, "most of its instances vanished at once") == 1)).expect("it is");
+    eventually("it is doubted", || Ok(said(&cluster, "most of its instances vanished at once") == 1))
+        .expect("it is");
     assert_eq!(in_nginx(&cluster), [1, 2, 3, 4]);
     // They come back; then somebody deletes them, which is believed at once.
     register(&cluster, 2..=4, None);
-    eventually("it is believed again", || Ok(said(&cluster, "served as the hub has it again") == 1)).expect("it is");
+    eventually("it is believed again", || Ok(said(&cluster, "served as the hub has it again") == 1))
+        .expect("it is");
     cluster.sh(&format!("ETCDCTL_API=3 /usr/bin/etcdctl del --prefix {WEB}")).expect("deleted");
     eventually("nginx has nobody", || Ok(in_nginx(&cluster).is_empty())).expect("it has not");
 
@@ -64,9 +68,16 @@ fn nginx_follows_and_what_vanishes_at_once_is_held() {
 fn dry_run_shows_a_diff(cluster: &Lab) {
     register(cluster, 5..=5, None);
     let resource = "[template]\\nsrc = \"builtin:haproxy\"\\ndest = \"/root/haproxy.cfg\"\\nreload_cmd = \"touch /root/told\"\\n";
-    cluster.sh(&format!("mkdir -p /etc/muster/render.d && printf '{resource}' >/etc/muster/render.d/haproxy.toml")).expect("written");
+    cluster
+        .sh(&format!(
+            "mkdir -p /etc/muster/render.d && printf '{resource}' >/etc/muster/render.d/haproxy.toml"
+        ))
+        .expect("written");
     let diff = cluster.sh("muster render --once --dry-run 2>&1").expect("it runs");
-    assert!(diff.contains("+    server web-5 10.77.0.5:80") && diff.contains("/root/haproxy.cfg would-change"), "{diff}");
+    assert!(
+        diff.contains("+    server web-5 10.77.0.5:80") && diff.contains("/root/haproxy.cfg would-change"),
+        "{diff}"
+    );
     cluster.sh("test ! -e /root/haproxy.cfg && test ! -e /root/told").expect("nothing was written");
     let json = cluster.sh("muster render --once -o json").expect("it runs");
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
@@ -81,10 +92,15 @@ fn a_hub_that_is_away_changes_nothing(cluster: &Lab) {
     let m2 = cluster.lab.machine("m2").expect("known");
     let sh = |script: &str| m2.exec_ok(&["sh", "-c", script]);
     sh("printf '\\n[router.nginx]\\nenabled = true\\n' >>/etc/muster/muster.toml && systemctl start nginx && systemctl restart muster").expect("restarted");
-    eventually("m2's nginx follows", || Ok(sh("cat /etc/nginx/conf.d/muster.conf")?.contains("10.77.0.5:80"))).expect("it does");
+    eventually(
+        "m2's nginx follows",
+        || Ok(sh("cat /etc/nginx/conf.d/muster.conf")?.contains("10.77.0.5:80")),
+    )
+    .expect("it does");
     cluster.m1().kill().expect("the power is cut");
     eventually("m2 has lost the hub", || {
-        Ok(sh("journalctl --unit=muster --no-pager --output=cat")?.contains("hub lost, keeping what is known"))
+        Ok(sh("journalctl --unit=muster --no-pager --output=cat")?
+            .contains("hub lost, keeping what is known"))
     })
     .expect("it has");
     let known = "curl -s -o /dev/null -w '%{http_code}' -H 'Host: web' http://127.0.0.1/";

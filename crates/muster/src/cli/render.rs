@@ -80,7 +80,11 @@ impl Render {
     pub async fn run(self) -> Result<ExitCode> {
         let kept = self.resources()?;
         let store = Store::connect(self.access.access()?).await?;
-        if self.once || self.dry_run { self.one_time(kept, &store).await } else { self.follow(kept, store).await }
+        if self.once || self.dry_run {
+            self.one_time(kept, &store).await
+        } else {
+            self.follow(kept, store).await
+        }
     }
 
     fn resources(&self) -> Result<Vec<Kept>> {
@@ -117,7 +121,8 @@ impl Render {
         }
         let mut summaries = Vec::new();
         for mut kept in kept {
-            let keys = files::keys_now(store, &kept.resource).await.context("the hub's keys cannot be read")?;
+            let keys =
+                files::keys_now(store, &kept.resource).await.context("the hub's keys cannot be read")?;
             let summary = if self.dry_run {
                 would(&mut kept, &Data::new(&catalog, keys))
             } else {
@@ -199,7 +204,9 @@ fn summary(kept: &Kept, result: &'static str) -> Summary {
 
 fn would(kept: &mut Kept, data: &Data) -> Summary {
     match kept.engine.render(data) {
-        Err(error) => Summary { error: Some(format!("{:#}", anyhow::Error::new(error))), ..summary(kept, "failed") },
+        Err(error) => {
+            Summary { error: Some(format!("{:#}", anyhow::Error::new(error))), ..summary(kept, "failed") }
+        }
         Ok(text) => {
             let before = kept.engine.file().current().unwrap_or_default();
             if before == text {
@@ -215,7 +222,9 @@ fn would(kept: &mut Kept, data: &Data) -> Summary {
 
 async fn applied(kept: &mut Kept, data: &Data) -> Summary {
     match kept.engine.apply(data).await {
-        Err(error) => Summary { error: Some(format!("{:#}", anyhow::Error::new(error))), ..summary(kept, "failed") },
+        Err(error) => {
+            Summary { error: Some(format!("{:#}", anyhow::Error::new(error))), ..summary(kept, "failed") }
+        }
         Ok(report) => {
             let result = if report.applied == Applied::Changed { "changed" } else { "unchanged" };
             let quarantined = report.quarantined.iter().map(|(name, why)| format!("{name}: {why}")).collect();

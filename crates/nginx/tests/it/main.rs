@@ -1,7 +1,7 @@
 //! With a real nginx, run as a child in a directory of its own.
 
-use nginx::{Nginx, NginxConfig};
 use muster_core::router::Catalog;
+use nginx::{Nginx, NginxConfig};
 use render::{Applied, Data, Error, KeyTree};
 use std::{
     io::{Read, Write},
@@ -274,7 +274,10 @@ async fn a_template_of_ones_own_that_is_broken_changes_nothing() {
     assert!(error.contains("mine.j2:2: "), "{error}");
     std::fs::write(&template, "upstream broken {\n    nonsense;\n}\n").expect("written");
     let error = nginx(&running).apply(&data(&[(ONE, &one)])).await.expect_err("nginx refuses it").to_string();
-    assert!(error.contains("unknown directive \"nonsense\"") && error.contains("conf.d/muster.conf:2"), "{error}");
+    assert!(
+        error.contains("unknown directive \"nonsense\"") && error.contains("conf.d/muster.conf:2"),
+        "{error}"
+    );
     std::fs::write(&template, "{% if %}").expect("written");
     let error = Nginx::new(running.config.clone()).err().expect("a syntax error").to_string();
     assert!(error.contains("mine.j2:1: "), "{error}");

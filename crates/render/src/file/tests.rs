@@ -41,7 +41,10 @@ async fn a_text_is_applied_once() {
     let mut file = place.file(Some("grep -q good {{.src}}"), "true");
     assert_eq!(file.apply(&rendered("good 1\n")).await.expect("applied"), Applied::Changed);
     assert_eq!(file.apply(&rendered("good 1\n")).await.expect("applied"), Applied::Unchanged);
-    assert_eq!(place.file(None, "true").apply(&rendered("good 1\n")).await.expect("applied"), Applied::Unchanged);
+    assert_eq!(
+        place.file(None, "true").apply(&rendered("good 1\n")).await.expect("applied"),
+        Applied::Unchanged
+    );
     let error = file.apply(&rendered("bad\n")).await.expect_err("refused");
     assert!(error.is_about_the_values() && error.to_string().contains("grep -q good"), "{error}");
     assert_eq!((place.text(), place.seen()), ("good 1\n".to_owned(), "good 1\n".to_owned()));
@@ -98,7 +101,10 @@ async fn whatever_a_kill_leaves_is_brought_to_an_end() {
         file.write_note(&note).expect("written");
         assert_eq!(file.apply(&rendered("two\n")).await.expect("applied"), Applied::Changed, "{what}");
         assert_eq!((place.text(), place.seen()), ("two\n".to_owned(), "one\ntwo\n".to_owned()), "{what}");
-        assert_eq!(place.file(None, "true").apply(&rendered("two\n")).await.expect("applied"), Applied::Unchanged);
+        assert_eq!(
+            place.file(None, "true").apply(&rendered("two\n")).await.expect("applied"),
+            Applied::Unchanged
+        );
     }
     // What was interrupted fails later: it is the last good text that comes back.
     let place = Place::new();

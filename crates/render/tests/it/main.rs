@@ -31,8 +31,11 @@ fn keys(resource: &Resource) -> KeyTree {
     let prefixes = resource.prefixes();
     let asked = |key: &str| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()));
     let named = |key: &str| key[resource.root().len()..].to_owned();
-    let tree: BTreeMap<_, _> =
-        hub.iter().filter(|(key, _)| asked(key)).map(|(key, value)| (named(key), (*value).to_owned())).collect();
+    let tree: BTreeMap<_, _> = hub
+        .iter()
+        .filter(|(key, _)| asked(key))
+        .map(|(key, value)| (named(key), (*value).to_owned()))
+        .collect();
     Arc::new(tree)
 }
 
@@ -42,7 +45,8 @@ fn confds_resources_give_what_they_gave() {
     assert_eq!(found.len(), 2);
     for (path, resource) in found {
         let resource = resource.expect("valid");
-        let engine = resource.engine(&path.display().to_string(), &[golden().join("templates")]).expect("parses");
+        let engine =
+            resource.engine(&path.display().to_string(), &[golden().join("templates")]).expect("parses");
         let text = engine.render(&Data::new(&catalog(), keys(&resource))).expect("renders");
         let expected = golden().join("expected").join(resource.dest.file_name().expect("a name"));
         let expected = std::fs::read_to_string(expected).expect("readable");
@@ -100,7 +104,10 @@ fn catalogs() -> [Catalog; 3] {
         ("/services/someapp/upstream/a@1", &b"10.1.5.2:3000"[..]),
         ("/services/someapp/meta/a@1", meta.as_bytes()),
         ("/services/someapp/upstream/a@2", b"10.1.6.2:3000"),
-        ("/services/someapp/config", br#"{"hosts":["app.example.com"],"balance":"least-conn","timeout":"5s"}"#),
+        (
+            "/services/someapp/config",
+            br#"{"hosts":["app.example.com"],"balance":"least-conn","timeout":"5s"}"#,
+        ),
         ("/services/web/upstream/w", b"10.1.7.2:80"),
         ("/services/web/config", br#"{"balance":"hash:ip"}"#),
     ]);
@@ -143,12 +150,18 @@ fn prometheus_takes_its_template() {
             let named = directory.path().join("targets.json");
             std::fs::copy(&file, &named).expect("copied");
             let config = directory.path().join("prometheus.yml");
-            let text = format!("scrape_configs:\n- job_name: muster\n  file_sd_configs:\n  - files: ['{}']\n", named.display());
+            let text = format!(
+                "scrape_configs:\n- job_name: muster\n  file_sd_configs:\n  - files: ['{}']\n",
+                named.display()
+            );
             std::fs::write(&config, text).expect("written");
-            let output = Command::new(promtool).args(["check", "config"]).arg(&config).output().expect("it runs");
+            let output =
+                Command::new(promtool).args(["check", "config"]).arg(&config).output().expect("it runs");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         } else {
-            eprintln!("SKIPPED: promtool is not here, so that only the JSON was looked at (apt-get install prometheus)");
+            eprintln!(
+                "SKIPPED: promtool is not here, so that only the JSON was looked at (apt-get install prometheus)"
+            );
         }
     }
 }

@@ -104,7 +104,12 @@ async fn write(
             let mut keys = Keys::new();
             for prefix in format.prefixes() {
                 let listing = store.list(prefix).await?;
-                keys.extend(listing.items.into_iter().map(|kv| (kv.key, String::from_utf8_lossy(&kv.value).into_owned())));
+                keys.extend(
+                    listing
+                        .items
+                        .into_iter()
+                        .map(|kv| (kv.key, String::from_utf8_lossy(&kv.value).into_owned())),
+                );
             }
             there.push(keys);
         }
@@ -194,7 +199,8 @@ mod tests {
             loop {
                 let mut found = Vec::new();
                 for prefix in ["traefik/", "/skydns/"] {
-                    found.extend(store.list(prefix).await.expect("listed").items.into_iter().map(|kv| kv.key));
+                    found
+                        .extend(store.list(prefix).await.expect("listed").items.into_iter().map(|kv| kv.key));
                 }
                 if found == wanted {
                     return;
@@ -216,7 +222,10 @@ mod tests {
         ];
         let all = [&always[..], &web[..]].concat();
         until(&all).await;
-        store.commit(&[], &[Write::Delete("/services/web/upstream/web@1".to_owned())]).await.expect("deleted");
+        store
+            .commit(&[], &[Write::Delete("/services/web/upstream/web@1".to_owned())])
+            .await
+            .expect("deleted");
         until(&always).await;
         // Another machine leads.
         store.put(keys::LEADER, "m2", None).await.expect("written");
