@@ -33,7 +33,7 @@ const TTL_ZONE: u32 = 60;
 /// Everything that questions are answered from. Replaced as a whole when something changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The zone: `cluster.internal`.
+    /// The zone as it is configured: `cluster.internal`.
     pub zone: String,
     /// The addresses of all containers, whose reverse names are ours.
     pub network: Option<Ipv4Net>,

@@ -181,7 +181,7 @@ fn kind(record_type: RecordType) -> Kind {
 
 /// `None`: a name is too long for DNS.
 fn record(record: &dns::Record, query: &Query) -> Option<Record> {
-    let name = |text: &str| Name::from_str_relaxed(format!("{text}.")).ok();
+    let name = |text: &str| Name::from_ascii(format!("{text}.")).ok();
     // Spelled as it was asked: some clients check that.
     let own = match text(&query.name).eq_ignore_ascii_case(&record.name) {
         true => query.name.clone(),

@@ -85,7 +85,7 @@ fn services(count: u8) -> Snapshot {
 fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
-    message.add_query(Query::query(Name::from_str_relaxed(name).expect("a name"), kind));
+    message.add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
     message
 }
 
@@ -228,7 +228,7 @@ fn nonsense_is_answered_or_passed_over_and_nothing_else_happens() {
 
     // An answer is not answered. Then everything else: every cut, every flipped bit, noise.
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let mut said = 0;
+    let mut said = server.counter("queries");
     let mut say = |bytes: &[u8]| {
         socket.send_to(bytes, server.address).expect("sent");
         said += 1;
@@ -237,8 +237,6 @@ fn nonsense_is_answered_or_passed_over_and_nothing_else_happens() {
             eventually("it keeps up", || server.counter("queries") >= said);
         }
     };
-    let before = server.counter("queries");
-    said = before;
     (0..bytes.len()).for_each(|length| say(&bytes[..length]));
     for bit in 0..bytes.len() * 8 {
         let mut damaged = bytes.clone();
