@@ -1,3 +1,5 @@
+//! Names and what they answer: every form, what is there and what is not, and who is left out.
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! Other people's names.
 
 use super::*;
-use std::{io, net::TcpListener, sync::Mutex};
+use std::{io, net::TcpListener};
 
 /// An upstream that counts what it is asked, and says what the test wants.
 struct Upstreams {
@@ -138,7 +138,7 @@ fn dead_upstreams_are_passed_over_and_without_any_the_answer_is_servfail() {
 #[test]
 fn forged_answers_are_not_taken() {
     let upstream = Upstreams::new(|question, _| {
-        let mut other = answer(question.clone(), 3);
+        let mut other = answer(question, 3);
         other.metadata.id ^= 1;
         bytes(other)
     });
@@ -154,12 +154,7 @@ fn forged_answers_are_not_taken() {
 
 #[test]
 fn too_many_questions_at_a_time_are_not_all_passed_on() {
-    let held = Arc::new(Mutex::new(0));
-    let count = held.clone();
-    let silent = Upstreams::new(move |_, _| {
-        *count.lock().expect("no panic") += 1;
-        None
-    });
+    let silent = Upstreams::new(|_, _| None);
     let server = Running::new(services(1), &[silent.address]);
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     for number in 0..600 {
