@@ -11,6 +11,8 @@ pub mod agent;
 pub mod balance;
 /// What the hub says about the cluster, read into types.
 pub mod cluster;
+/// What the cluster's own names mean.
+pub mod dns;
 /// On which machine each unit runs.
 pub mod engine;
 /// What to stop and to kill of the units that may not outlive their machine's lease.

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub(crate) const PURE: [&str; 4] = ["model", "unit", "muster-core", "mvcc"];
 
 /// Crates that touch one outside system each.
-const ADAPTERS: [&str; 6] = ["hub", "registry", "systemd", "net", "nginx", "api"];
+const ADAPTERS: [&str; 7] = ["hub", "registry", "systemd", "net", "nginx", "dns", "api"];
 
 /// Who may depend on the crates that are for development.
 const DEVELOPMENT: [(&str, &[&str]); 5] =

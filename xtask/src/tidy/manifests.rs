@@ -5,7 +5,7 @@ use super::{Files, Finding};
 use toml::{Table, Value};
 
 /// Each package is one more to trust, to update and to compile.
-const PACKAGES: usize = 320;
+const PACKAGES: usize = 400;
 
 /// What clippy must forbid a pure crate: the clock, the environment, and files.
 const BANS: [&str; 4] =
@@ -205,6 +205,6 @@ mod tests {
     #[test]
     fn the_lock_file_stays_small() {
         let lock = "[[package]]\nname = \"a\"\n".repeat(PACKAGES + 1);
-        assert_eq!(found(&[("Cargo.lock", &lock)]), ["Cargo.lock: has 321 packages, more than 320"]);
+        assert_eq!(found(&[("Cargo.lock", &lock)]), ["Cargo.lock: has 401 packages, more than 400"]);
     }
 }
