@@ -10,6 +10,8 @@ pub mod client;
 pub mod fleet;
 /// Output of a program, sent while it runs.
 pub mod frames;
+/// The cluster network of one machine, and metrics.
+pub mod network;
 /// What operators ask and order.
 pub mod operations;
 /// Updates.
@@ -20,6 +22,7 @@ pub mod server;
 pub mod types;
 
 pub use client::{Client, ClientError, Endpoint};
+pub use network::Network;
 pub use operations::Operations;
 pub use rollouts::Rollouts;
 pub use server::{Place, Service, serve};

@@ -16,6 +16,8 @@ mod fence;
 mod history;
 /// Who this machine is, and which cluster the hub is of.
 mod identity;
+/// Metrics for Prometheus.
+mod metrics;
 /// The cluster network of this machine.
 mod overlay;
 /// This machine's record in the hub.
@@ -108,9 +110,13 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     // was said.
     let [leaving, quiet, gone_soon, left] = std::array::from_fn(|_| watch::Sender::new(false));
 
+    let (metrics, mut network) = (metrics::Metrics::default(), None);
     let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
     if machine.config.overlay.enabled {
-        let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, subnet, ready);
+        let places = overlay::Places { state: STATE_DIR.into(), run: RUN_DIR.into() };
+        let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, places, subnet, ready);
+        overlay.view().measure(&metrics);
+        network = Some(overlay.view());
         roles.spawn(overlay.run(stop.clone()));
     }
     let (mut systemd, mut fenced) = (None, None);
@@ -149,7 +155,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         let nginx = nginx::Nginx::new(machine.config.router.nginx.clone())?;
         roles.spawn(router::run(store.clone(), nginx));
     }
-    let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone());
+    let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone(), network, metrics);
     serve(&machine, service, &stop, &mut roles).await?;
 
     let mut announced = false;

@@ -21,6 +21,8 @@ mod list;
 mod maintenance;
 /// Manuals, and completion for shells.
 mod manual;
+/// The cluster network.
+mod net;
 /// Tables and streams on stdout.
 mod output;
 /// `status`, `journal`, `exec`.
@@ -219,6 +221,10 @@ enum Command {
     ///
     /// Example: muster kv set --ttl 60 /services/someapp/upstream/someapp@1 10.1.5.2:3000
     Kv(kv::Kv),
+    /// Show, check and set up the cluster network.
+    ///
+    /// Example: muster net status
+    Net(net::Net),
     /// Run the daemon of this machine.
     ///
     /// Example: muster agent --config /etc/muster/muster.toml
@@ -353,6 +359,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Exec(verb) => verb.run(client).await,
         Command::Ssh(verb) => verb.run(client).await,
         Command::Kv(verb) => verb.run().await,
+        Command::Net(verb) => verb.run(client).await,
         Command::FdForward(_)
         | Command::Verify { .. }
         | Command::Version

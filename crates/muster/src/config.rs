@@ -237,6 +237,11 @@ pub struct OverlaySection {
     pub interface: Option<String>,
     /// The bridge that containers are on.
     pub bridge: String,
+    /// A Docker network to make with this machine's subnet, beside the default one. None by default. Containers on it
+    /// are on the cluster network; the default bridge then needs another subnet, or none of ours.
+    pub docker_network: Option<String>,
+    /// Where to write a CNI configuration with this machine's subnet, for other runtimes than Docker. None by default.
+    pub cni_config: Option<PathBuf>,
 }
 
 /// `[router]`
@@ -262,7 +267,14 @@ impl Default for AgentSection {
 impl Default for OverlaySection {
     fn default() -> Self {
         let network = Ipv4Net::new(Ipv4Addr::new(10, 1, 0, 0), 16).expect("16 is a prefix length");
-        Self { enabled: true, network, interface: None, bridge: "docker0".to_owned() }
+        Self {
+            enabled: true,
+            network,
+            interface: None,
+            bridge: "docker0".to_owned(),
+            docker_network: None,
+            cni_config: None,
+        }
     }
 }
 
@@ -282,7 +294,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 31] = [
+pub const FIELDS: [(&str, &str); 33] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -306,6 +318,8 @@ pub const FIELDS: [(&str, &str); 31] = [
     ("overlay.network", "\"10.1.0.0/16\""),
     ("overlay.interface", "the default route's"),
     ("overlay.bridge", "\"docker0\""),
+    ("overlay.docker-network", "none"),
+    ("overlay.cni-config", "none"),
     ("router.nginx.enabled", "false"),
     ("router.nginx.listen", "80"),
     ("router.nginx.ports", "{}"),

@@ -1,7 +1,7 @@
 //! What can go wrong between us and the kernel, as situations that an operator can act on.
 
-use ipnet::Ipv4Net;
 use crate::wireguard::key::KeyError;
+use ipnet::IpNet;
 use std::{io, path::PathBuf, process::ExitStatus};
 
 /// Why the kernel's network could not be read or changed.
@@ -39,7 +39,7 @@ pub enum NetError {
     #[error("{destination} has a route over another interface: remove it, or choose another cluster network")]
     RouteTaken {
         /// The peer's subnet.
-        destination: Ipv4Net,
+        destination: IpNet,
     },
     /// There is no such interface.
     #[error("no interface `{name}`")]
@@ -94,7 +94,9 @@ pub enum NetError {
         source: io::Error,
     },
     /// The file of this machine's WireGuard key has something else in it.
-    #[error("{path} has no WireGuard key in it ({reason}): put the key back, or remove it to have a new one made")]
+    #[error(
+        "{path} has no WireGuard key in it ({reason}): put the key back, or remove it to have a new one made"
+    )]
     DamagedKey {
         /// The file.
         path: PathBuf,
@@ -102,7 +104,9 @@ pub enum NetError {
         reason: KeyError,
     },
     /// WireGuard in the kernel was asked for.
-    #[error("this kernel has no WireGuard: load its module (`modprobe wireguard`), or allow the one in userspace")]
+    #[error(
+        "this kernel has no WireGuard: load its module (`modprobe wireguard`), or allow the one in userspace"
+    )]
     NoKernelWireguard,
     /// Peers that contradict each other.
     #[error("the WireGuard peers contradict each other: {reason}")]
@@ -111,7 +115,9 @@ pub enum NetError {
         reason: String,
     },
     /// The interface's name is somebody else's.
-    #[error("interface `{name}` is there already and no WireGuard device: remove it with `ip link delete {name}`")]
+    #[error(
+        "interface `{name}` is there already and no WireGuard device: remove it with `ip link delete {name}`"
+    )]
     NameTaken {
         /// The name.
         name: String,

@@ -17,6 +17,8 @@ mod known_faults;
 mod maintenance;
 /// The same on a real etcd.
 mod on_etcd;
+/// The cluster network beside Docker.
+mod overlay;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
 /// fleet's functional tests of scheduling, told anew, and where all the others are.

@@ -127,7 +127,10 @@ async fn link(config: &WireguardConfig) -> Result<Option<u32>, NetError> {
             }
             error if error.kind() == io::ErrorKind::AlreadyExists => {}
             source => {
-                return Err(NetError::Refused { action: format!("make the WireGuard device {name}"), source });
+                return Err(NetError::Refused {
+                    action: format!("make the WireGuard device {name}"),
+                    source,
+                });
             }
         },
         Err(error) => return Err(refused(format!("make the WireGuard device {name}"), error)),
@@ -191,11 +194,13 @@ where
     answers.map_err(|error| NetError::Netlink { action: action.to_owned(), reason: error.to_string() })
 }
 
-async fn collect<T>(answers: impl Stream<Item = NetlinkMessage<T>>, action: &str) -> Result<Vec<T>, NetError> {
+async fn collect<T>(
+    answers: impl Stream<Item = NetlinkMessage<T>>,
+    action: &str,
+) -> Result<Vec<T>, NetError> {
     let mut answers = std::pin::pin!(answers);
     let mut all = Vec::new();
-    let late =
-        |_| NetError::Timeout { from: "the kernel".to_owned(), seconds: ANSWER_TIMEOUT.as_secs() };
+    let late = |_| NetError::Timeout { from: "the kernel".to_owned(), seconds: ANSWER_TIMEOUT.as_secs() };
     while let Some(answer) = tokio::time::timeout(ANSWER_TIMEOUT, answers.next()).await.map_err(late)? {
         match answer.payload {
             NetlinkPayload::InnerMessage(message) => all.push(message),

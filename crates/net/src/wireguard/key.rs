@@ -220,7 +220,11 @@ mod tests {
         assert_eq!((text.len(), text.ends_with('\n')), (45, true), "as `wg genkey` writes it");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o7777, 0o400);
         assert_eq!(load_or_create(&path).expect("read").public(), key.public());
-        assert_eq!(fs::read_dir(path.parent().expect("below")).expect("there").count(), 1, "nothing beside it");
+        assert_eq!(
+            fs::read_dir(path.parent().expect("below")).expect("there").count(),
+            1,
+            "nothing beside it"
+        );
         assert_eq!(key.public().to_string().parse(), Ok(key.public()));
         assert!(!format!("{key:?}").contains(text.trim()), "a secret is not printed");
     }
@@ -247,11 +251,14 @@ mod tests {
         ] {
             fs::write(&path, content).expect("written");
             let error = load_or_create(&path).expect_err("damaged");
-            assert!(matches!(&error, NetError::DamagedKey { reason: found, .. } if found.to_string() == reason));
+            assert!(
+                matches!(&error, NetError::DamagedKey { reason: found, .. } if found.to_string() == reason)
+            );
             assert!(error.to_string().contains("remove it"), "a remedy: {error}");
             assert_eq!(fs::read_to_string(&path).expect("there"), content);
         }
-        fs::write(&path, format!(" {}\n\n", PrivateKey::random().expect("random").encode())).expect("written");
+        fs::write(&path, format!(" {}\n\n", PrivateKey::random().expect("random").encode()))
+            .expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("ours");
         load_or_create(&path).expect("blanks do no harm");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o7777, 0o400, "tightened");

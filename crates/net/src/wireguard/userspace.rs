@@ -107,9 +107,11 @@ impl Device {
         })?;
         let builder = DeviceBuilder::new().name(&config.name).mtu(config.mtu).enable(true);
         // Packets of one stream come and go as one large packet, which saves most of the calls.
-        let tun = builder.with(|linux| {
-            linux.offload(true);
-        }).build_async();
+        let tun = builder
+            .with(|linux| {
+                linux.offload(true);
+            })
+            .build_async();
         let tun = tun.map_err(refused("make the TUN device"))?;
         let index = tun.if_index().map_err(refused("read the index of"))?;
         let secret = config.private_key.secret().clone();
@@ -165,9 +167,11 @@ impl Device {
             after.by_index.insert(live.index, at);
             after.all.push(Entry { wanted: wanted.clone(), live });
         }
-        let networks = after.all.iter().enumerate().flat_map(|(at, entry)| {
-            entry.wanted.allowed_ips.iter().map(move |network| (*network, at))
-        });
+        let networks = after
+            .all
+            .iter()
+            .enumerate()
+            .flat_map(|(at, entry)| entry.wanted.allowed_ips.iter().map(move |network| (*network, at)));
         after.allowed = Allowed::new(networks);
         *shared.peers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
         // With a keepalive, whoever is behind a NAT must be heard before it can be spoken to.
@@ -303,7 +307,9 @@ async fn keep_time(shared: Arc<Shared>) {
                 match tunn.update_timers(&mut buffer) {
                     TunnResult::WriteToNetwork(packet) => Some(packet.len()),
                     // It gave up after 90 s without an answer. A peer that shall be kept alive is tried for ever.
-                    TunnResult::Err(WireGuardError::ConnectionExpired) if entry.wanted.keepalive.is_some() => {
+                    TunnResult::Err(WireGuardError::ConnectionExpired)
+                        if entry.wanted.keepalive.is_some() =>
+                    {
                         match tunn.format_handshake_initiation(&mut buffer, false) {
                             TunnResult::WriteToNetwork(packet) => Some(packet.len()),
                             _ => None,

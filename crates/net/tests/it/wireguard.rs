@@ -187,7 +187,8 @@ fn transfer(from: &Node, to: &Node, address: IpAddr, length: usize) {
         connection.read_to_end(&mut received).map(|_| received)
     });
     from.host.enter(|| {
-        let mut connection = TcpStream::connect_timeout(&to, PATIENCE).unwrap_or_else(|error| panic!("{to}: {error}"));
+        let mut connection =
+            TcpStream::connect_timeout(&to, PATIENCE).unwrap_or_else(|error| panic!("{to}: {error}"));
         connection.set_write_timeout(Some(PATIENCE)).expect("a time");
         connection.write_all(&pattern(length)).expect("it takes it");
     });
@@ -206,7 +207,8 @@ impl Capture {
         use rustix::net::{AddressFamily, Protocol, SocketType, recv, socket, sockopt};
         // ETH_P_ALL, in the network's byte order.
         let all = NonZeroU32::new(u32::from(3u16.to_be())).map(Protocol::from_raw);
-        let socket = switch.enter(|| socket(AddressFamily::PACKET, SocketType::RAW, all)).expect("root may listen");
+        let socket =
+            switch.enter(|| socket(AddressFamily::PACKET, SocketType::RAW, all)).expect("root may listen");
         sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20).expect("root may");
         let timeout = Some(Duration::from_millis(50));
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, timeout).expect("a time");
@@ -278,7 +280,8 @@ fn packets_cross_and_nobody_between_can_read_them() {
 fn machines_reach_each_other_over_ipv6() {
     let mut net = Net::new(2);
     net.nodes.iter_mut().for_each(Node::open);
-    let over6 = |node: &Node| WgPeer { endpoint: SocketAddr::from((outer6(node.number), PORT)), ..node.as_peer() };
+    let over6 =
+        |node: &Node| WgPeer { endpoint: SocketAddr::from((outer6(node.number), PORT)), ..node.as_peer() };
     let peers: Vec<_> = net.nodes.iter().map(over6).collect();
     net.nodes[0].set_peers(&peers[1..]);
     net.nodes[1].set_peers(&peers[..1]);

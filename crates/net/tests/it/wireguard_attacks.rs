@@ -170,7 +170,8 @@ fn forged_and_replayed_packets_change_nothing() {
     let frames = capture.stop();
     // Ethernet, IPv4 and UDP headers.
     const HEADERS: usize = 14 + 20 + 8;
-    let to_two = |frame: &&Vec<u8>| frame.len() > HEADERS && frame[30..34] == outer(2).octets() && frame[23] == 17;
+    let to_two =
+        |frame: &&Vec<u8>| frame.len() > HEADERS && frame[30..34] == outer(2).octets() && frame[23] == 17;
     let packets: Vec<_> = frames.iter().filter(to_two).map(|frame| &frame[HEADERS..]).collect();
     assert!(packets.iter().any(|packet| packet[0] == 1) && packets.iter().any(|packet| packet[0] == 4));
 
@@ -283,7 +284,9 @@ fn a_hundred_peers_are_told_apart() {
     }
     let states = net.nodes[0].states();
     assert_eq!(states.len(), 100);
-    assert!(states.iter().all(|state| state.last_handshake.is_some() && state.rx_bytes > 0 && state.tx_bytes > 0));
+    assert!(
+        states.iter().all(|state| state.last_handshake.is_some() && state.rx_bytes > 0 && state.tx_bytes > 0)
+    );
     // Half of them go; the rest stay in session.
     net.nodes[0].set_peers(&peers[50..]);
     clients[99].whisper([10, 1, 200, 2].into());

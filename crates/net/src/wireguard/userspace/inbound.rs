@@ -45,7 +45,9 @@ pub(super) async fn run(shared: &Shared) -> io::Error {
         for (train, meta) in storage.iter().zip(&meta).take(count) {
             for datagram in train[..meta.len].chunks(meta.stride.max(1)) {
                 out.take(shared, &peers, datagram, meta.addr);
-                if out.count == PACKETS && let Err(error) = out.write(shared).await {
+                if out.count == PACKETS
+                    && let Err(error) = out.write(shared).await
+                {
                     return error;
                 }
             }
@@ -140,7 +142,9 @@ impl Out {
         *lock(&peer.endpoint) = from;
         peer.rx_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
         // The handshake is over: what waited for it.
-        while is_answered && let TunnResult::WriteToNetwork(packet) = tunn.decapsulate(None, &[], &mut self.scratch) {
+        while is_answered
+            && let TunnResult::WriteToNetwork(packet) = tunn.decapsulate(None, &[], &mut self.scratch)
+        {
             answer(packet);
         }
     }

@@ -72,7 +72,15 @@ struct Train {
 
 impl Train {
     fn new(most: usize) -> Self {
-        Self { buffer: vec![0; TRAIN + (1 << 16) + ROOM], used: 0, segment: 0, count: 0, most, to: None, full: false }
+        Self {
+            buffer: vec![0; TRAIN + (1 << 16) + ROOM],
+            used: 0,
+            segment: 0,
+            count: 0,
+            most,
+            to: None,
+            full: false,
+        }
     }
 
     /// Encrypts a packet and couples it, having sent what it does not fit to.

@@ -61,10 +61,8 @@ impl Socket {
         let destination = if self.six { SocketAddr::new(mapped(to.ip()), to.port()) } else { to };
         let transmit =
             Transmit { destination, ecn: None, contents: content, segment_size: segment, src_ip: None };
-        let sent = self
-            .io
-            .async_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit))
-            .await;
+        let sent =
+            self.io.async_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit)).await;
         if let Err(error) = sent {
             debug!(%to, bytes = content.len(), %error, "a WireGuard packet could not be sent");
         }
