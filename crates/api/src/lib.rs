@@ -12,6 +12,8 @@ pub mod discovery;
 pub mod fleet;
 /// Output of a program, sent while it runs.
 pub mod frames;
+/// The cluster network of one machine, and metrics.
+pub mod network;
 /// What operators ask and order.
 pub mod operations;
 /// Updates.
@@ -23,6 +25,7 @@ pub mod types;
 
 pub use client::{Client, ClientError, Endpoint};
 pub use discovery::Discovery;
+pub use network::Network;
 pub use operations::Operations;
 pub use rollouts::Rollouts;
 pub use server::{Place, Service, serve};

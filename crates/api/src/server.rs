@@ -8,6 +8,7 @@ use crate::{
     discovery::{self, Discovery},
     fleet::{self, MetadataChange},
     frames::{self, Frame},
+    network::{self, Network},
     operations::{self, Operations},
     rollouts::{self, Rollouts},
     types::{ApiError, MachineList, Names, Run, Shell, Unit, UnitChange, UnitList, UnitsChanged, Watched},
@@ -90,14 +91,14 @@ pub trait Service: Clone + Send + Sync + 'static {
 /// Serves the API on `listener` until `stop`.
 pub async fn serve<S, L>(service: S, listener: L, stop: CancellationToken) -> std::io::Result<()>
 where
-    S: Service + Operations + Rollouts + Discovery,
+    S: Service + Operations + Rollouts + Discovery + Network,
     L: axum::serve::Listener,
     L::Addr: std::fmt::Debug,
 {
     axum::serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-fn router<S: Service + Operations + Rollouts + Discovery>(service: S) -> Router {
+fn router<S: Service + Operations + Rollouts + Discovery + Network>(service: S) -> Router {
     Router::new()
         .route("/v1/machines", get(machines::<S>))
         .route("/v1/units", get(units::<S>).post(change::<S>))
@@ -111,6 +112,7 @@ fn router<S: Service + Operations + Rollouts + Discovery>(service: S) -> Router 
         .merge(operations::routes::<S>())
         .merge(rollouts::routes::<S>())
         .merge(discovery::routes::<S>())
+        .merge(network::routes::<S>())
         .with_state(service.clone())
         .merge(fleet::router(service))
         .fallback(|| async { ApiError::not_found("there is nothing under this path") })

@@ -1,6 +1,6 @@
 //! The hub's key schema: every key that Muster reads or writes is made and taken apart here.
 
-use crate::{EventId, MachineId, ServiceName, Subnet, UnitName};
+use crate::{EventId, MachineId, ServiceName, UnitName, network::SubnetKey};
 use std::ops::Range;
 
 /// Everything of our own.
@@ -35,6 +35,11 @@ pub const EVENTS: &str = "/muster/v1/events/";
 pub const LEADER: &str = "/muster/v1/engine/leader";
 /// The cluster network's configuration, in flannel's own form.
 pub const NETWORK_CONFIG: &str = "/coreos.com/network/config";
+/// All of the cluster network: its configuration, its leases, and our own records beside them.
+pub const NETWORK: &str = "/coreos.com/network/";
+/// Which subnet each machine has for good: `<machine>` → [`crate::network::NodeRecord`]. flanneld reads only what
+/// begins with `/coreos.com/network/subnets`.
+pub const NETWORK_NODES: &str = "/coreos.com/network/nodes/";
 /// Leases of subnets, in flannel's own form: `<ip>-<len>` → [`crate::SubnetLease`].
 pub const SUBNETS: &str = "/coreos.com/network/subnets/";
 /// Registered services.
@@ -114,8 +119,13 @@ pub fn event(id: &EventId) -> String {
 }
 
 /// The lease of `subnet`.
-pub fn subnet(subnet: Subnet) -> String {
-    format!("{SUBNETS}{}", subnet.key())
+pub fn subnet(subnet: impl Into<SubnetKey>) -> String {
+    format!("{SUBNETS}{}", subnet.into())
+}
+
+/// Which subnet `machine` has.
+pub fn network_node(machine: &MachineId) -> String {
+    format!("{NETWORK_NODES}{machine}")
 }
 
 /// Takes `<machine>/<unit>` apart, behind [`SCHEDULE`] or [`STATES`].

@@ -25,7 +25,7 @@ pub use event::{EventId, EventKind, EventRecord, Timestamp};
 pub use machine::{
     Capacity, MachineId, MachineRecord, Maintenance, MaintenanceRecord, Metadata, MetadataRecord,
 };
-pub use network::{NetworkConfig, Subnet, SubnetLease};
+pub use network::{NetworkConfig, Subnet, SubnetKey, SubnetLease};
 pub use revision::{LeaseId, Revision};
 pub use rollout::{HistoryRecord, Progress, RolloutRecord, RolloutState, RolloutUnit};
 pub use service::{

@@ -22,6 +22,8 @@ pub(crate) mod files;
 mod history;
 /// Who this machine is, and which cluster the hub is of.
 mod identity;
+/// Metrics for Prometheus.
+mod metrics;
 /// The cluster network of this machine.
 mod overlay;
 /// This machine's record in the hub.
@@ -120,9 +122,13 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
 
     // Nothing here can be reached through the hub.
     let unregistered = watch::Sender::new(true);
+    let (metrics, mut network) = (metrics::Metrics::default(), None);
     let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
     if machine.config.overlay.enabled {
-        let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, subnet, ready);
+        let places = overlay::Places { state: STATE_DIR.into(), run: RUN_DIR.into() };
+        let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, places, subnet, ready);
+        overlay.view().measure(&metrics);
+        network = Some(overlay.view());
         roles.spawn(overlay.run(stop.clone()));
     }
     let (mut systemd, mut fenced) = (None, None);
@@ -191,7 +197,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         }
         roles.spawn(applied.run(machine.clone(), store.clone(), session.lease(), services));
     }
-    let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone());
+    let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone(), network, metrics);
     serve(&machine, service, &stop, &mut roles).await?;
 
     let mut announced = false;

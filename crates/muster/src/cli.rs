@@ -21,6 +21,8 @@ mod list;
 mod maintenance;
 /// Manuals, and completion for shells.
 mod manual;
+/// The cluster network.
+mod net;
 /// Tables and streams on stdout.
 mod output;
 /// Files made of templates.
@@ -235,6 +237,10 @@ enum Command {
     ///
     /// Example: muster endpoints someapp
     Endpoints(services::Endpoints),
+    /// Show, check and set up the cluster network.
+    ///
+    /// Example: muster net status
+    Net(net::Net),
     /// Run the daemon of this machine.
     ///
     /// Example: muster agent --config /etc/muster/muster.toml
@@ -392,6 +398,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Kv(verb) => verb.run().await,
         Command::Services(verb) => verb.run().await,
         Command::Endpoints(verb) => verb.run().await,
+        Command::Net(verb) => verb.run(client).await,
         Command::FdForward(_)
         | Command::Render(_)
         | Command::Verify { .. }

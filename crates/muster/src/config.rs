@@ -252,6 +252,11 @@ pub struct OverlaySection {
     pub interface: Option<String>,
     /// The bridge that containers are on.
     pub bridge: String,
+    /// A Docker network to make with this machine's subnet, beside the default one. None by default. Containers on it
+    /// are on the cluster network; the default bridge then needs another subnet, or none of ours.
+    pub docker_network: Option<String>,
+    /// Where to write a CNI configuration with this machine's subnet, for other runtimes than Docker. None by default.
+    pub cni_config: Option<PathBuf>,
 }
 
 /// `[router]`
@@ -349,7 +354,14 @@ impl Default for RegistrarSection {
 impl Default for OverlaySection {
     fn default() -> Self {
         let network = Ipv4Net::new(Ipv4Addr::new(10, 1, 0, 0), 16).expect("16 is a prefix length");
-        Self { enabled: true, network, interface: None, bridge: "docker0".to_owned() }
+        Self {
+            enabled: true,
+            network,
+            interface: None,
+            bridge: "docker0".to_owned(),
+            docker_network: None,
+            cni_config: None,
+        }
     }
 }
 
@@ -369,7 +381,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 47] = [
+pub const FIELDS: [(&str, &str); 49] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -396,6 +408,8 @@ pub const FIELDS: [(&str, &str); 47] = [
     ("router.panic-hold", "\"30s\""),
     ("registrar.enabled", "true"),
     ("registrar.container-socket", "\"/var/run/docker.sock\""),
+    ("overlay.docker-network", "none"),
+    ("overlay.cni-config", "none"),
     ("router.nginx.enabled", "false"),
     ("router.nginx.listen", "80"),
     ("router.nginx.ports", "{}"),

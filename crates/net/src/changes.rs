@@ -1,16 +1,30 @@
-//! The kernel's own announcements that links, addresses, routes or neighbours changed, as one signal.
+//! The kernel's own announcements that links, addresses, routes, neighbours or nftables' rules changed, as one signal.
 //!
 //! Not here: what changed. Whoever hears the signal reads everything again, so a lost announcement costs nothing as
 //! long as a later one comes, and any number of them is worth one.
 
-use crate::NetError;
+use crate::{NetError, rules::watch};
 use futures_util::StreamExt;
 use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
-use rtnetlink::{MulticastGroup, new_multicast_connection, packet_core::NetlinkPayload};
+use rtnetlink::{
+    MulticastGroup, new_multicast_connection,
+    packet_core::NetlinkPayload,
+    sys::{AsyncSocketExt, TokioSocket},
+};
 use tokio::{sync::mpsc, task::JoinSet};
+use tracing::debug;
 
-const GROUPS: [MulticastGroup; 4] =
-    [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+/// errno(3): the socket's buffer was full.
+const ENOBUFS: i32 = 105;
+
+const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+];
 
 /// A subscription to the kernel's changes. Dropping it ends it.
 #[derive(Debug)]
@@ -27,6 +41,10 @@ impl Changes {
         let (sender, signal) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
+        match watch::listen() {
+            Ok(socket) => drop(tasks.spawn(hear_rules(socket, sender.clone()))),
+            Err(error) => debug!(%error, "nftables' changes are not announced here"),
+        }
         tasks.spawn(async move {
             while let Some((message, _)) = messages.next().await {
                 if matters(&message.payload) && sender.try_send(()).is_err() && sender.is_closed() {
@@ -41,6 +59,21 @@ impl Changes {
     /// again and read everything anew.
     pub async fn next(&mut self) -> Option<()> {
         self.signal.recv().await
+    }
+}
+
+async fn hear_rules(socket: TokioSocket, sender: mpsc::Sender<()>) {
+    loop {
+        // More announcements than fit are as good as one.
+        if let Err(error) = socket.recv_from_full().await
+            && error.raw_os_error() != Some(ENOBUFS)
+        {
+            debug!(%error, "nftables' changes are not heard any more");
+            return;
+        }
+        if sender.try_send(()).is_err() && sender.is_closed() {
+            return;
+        }
     }
 }
 

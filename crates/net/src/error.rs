@@ -1,7 +1,7 @@
 //! What can go wrong between us and the kernel, as situations that an operator can act on.
 
 use crate::wireguard::key::KeyError;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use std::{io, path::PathBuf, process::ExitStatus};
 
 /// Why the kernel's network could not be read or changed.
@@ -39,7 +39,7 @@ pub enum NetError {
     #[error("{destination} has a route over another interface: remove it, or choose another cluster network")]
     RouteTaken {
         /// The peer's subnet.
-        destination: Ipv4Net,
+        destination: IpNet,
     },
     /// There is no such interface.
     #[error("no interface `{name}`")]

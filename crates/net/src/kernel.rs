@@ -5,8 +5,11 @@
 
 use crate::{Changes, NetError};
 use futures_util::{Stream, TryStreamExt};
+use ipnet::IpNet;
 use model::network::MacAddress;
-use muster_core::overlay::{Device, Observed, Op, Route, Underlay};
+use muster_core::overlay::{
+    Desired, Device, Family, HostFacts, Observed, Op, ROUTE_PROTOCOL, Route, Underlay,
+};
 use netlink_packet_route::{
     AddressFamily,
     link::LinkMessage,
@@ -14,7 +17,13 @@ use netlink_packet_route::{
     route::{RouteMessage, RouteProtocol, RouteScope},
 };
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder, new_connection};
-use std::{future::Future, io, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 use tokio::task::JoinSet;
 
 mod read;
@@ -43,87 +52,145 @@ impl Kernel {
     /// one of the default route.
     pub async fn underlay(&self, interface: Option<&str>) -> Result<Underlay, NetError> {
         let addresses = self.addresses().await?;
-        let link = match interface {
-            None => self.default_route_link().await?,
-            Some(wanted) => match wanted.parse::<Ipv4Addr>() {
-                Ok(address) => addresses
-                    .iter()
-                    .find(|held| held.address.addr() == address)
-                    .map(|held| LinkUnspec::new_with_index(held.link).build())
-                    .ok_or_else(|| NetError::NoInterface { name: wanted.to_owned() })?,
-                Err(_) => LinkUnspec::new_with_name(wanted).build(),
-            },
+        let named = interface.and_then(|wanted| wanted.parse::<IpAddr>().ok());
+        let link = match (interface, named) {
+            (None, _) => self.default_route_link().await?,
+            (Some(wanted), Some(address)) => addresses
+                .iter()
+                .find(|held| held.address.addr() == address)
+                .map(|held| LinkUnspec::new_with_index(held.link).build())
+                .ok_or_else(|| NetError::NoInterface { name: wanted.to_owned() })?,
+            (Some(wanted), None) => LinkUnspec::new_with_name(wanted).build(),
         };
         let missing = || interface.map(|name| NetError::NoInterface { name: name.to_owned() });
         let link = self.link(link).await?.ok_or_else(|| missing().unwrap_or(NetError::NoDefaultRoute))?;
         let (index, name, mtu) = (link.header.index, read::name(&link), read::mtu(&link));
-        let named = interface.and_then(|wanted| wanted.parse::<Ipv4Addr>().ok());
-        let on_it = || addresses.iter().filter(|held| held.link == index && held.global);
-        let address = named
-            .or_else(|| on_it().map(|held| held.address.addr()).next())
-            .ok_or_else(|| NetError::NoAddress { name: name.clone() })?;
-        Ok(Underlay { name, index, address, mtu })
+        let on_it = || addresses.iter().filter(|held| held.link == index);
+        let global = || on_it().filter(|held| held.global);
+        let first4 = || global().find_map(|held| v4(held.address.addr()));
+        let address =
+            named.and_then(v4).or_else(first4).ok_or_else(|| NetError::NoAddress { name: name.clone() })?;
+        let stable6 = || global().filter(|held| !held.fleeting).find_map(|held| v6(held.address.addr()));
+        let address6 = named.and_then(v6).or_else(stable6);
+        let links: BTreeSet<_> = on_it().map(|held| held.address.trunc()).collect();
+        Ok(Underlay { name, index, address, address6, links: links.into_iter().collect(), mtu })
     }
 
-    /// Everything the kernel has under the name `device`, and on it.
-    pub async fn observe(&self, device: &str) -> Result<Observed, NetError> {
-        let Some(link) = self.link(LinkUnspec::new_with_name(device).build()).await? else {
-            return Ok(Observed::default());
+    /// Whether there is an interface of that name.
+    pub async fn exists(&self, name: &str) -> Result<bool, NetError> {
+        Ok(self.find(name).await?.is_some())
+    }
+
+    /// The MTU of an interface in bytes, if there is one of that name.
+    pub async fn mtu(&self, name: &str) -> Result<Option<u32>, NetError> {
+        let link = self.link(LinkUnspec::new_with_name(name).build()).await?;
+        Ok(link.as_ref().map(read::mtu))
+    }
+
+    /// What the host has that could be in the network's way.
+    pub async fn facts(&self) -> Result<HostFacts, NetError> {
+        let links = self.links().await?;
+        let names: HashMap<u32, String> =
+            links.iter().map(|link| (link.header.index, read::name(link))).collect();
+        let name = |index: u32| names.get(&index).cloned().unwrap_or_default();
+        let addresses = self.addresses().await?;
+        let mut facts = HostFacts::default();
+        facts
+            .addresses
+            .extend(addresses.iter().filter(|held| held.global).map(|held| (name(held.link), held.address)));
+        for family in [Family::V4, Family::V6] {
+            let routes = self.routes(family).await?;
+            let foreign = routes
+                .iter()
+                .filter_map(read::route)
+                .filter(|(_, route)| route.protocol != ROUTE_PROTOCOL && route.destination.prefix_len() != 0);
+            facts.routes.extend(foreign.map(|(link, route)| (name(link), route.destination)));
+        }
+        let vxlan = |link| read::vxlan(link).map(|(vxlan, _)| (read::name(link), vxlan.vni, vxlan.port));
+        facts.vxlans.extend(links.iter().filter_map(vxlan));
+        Ok(facts)
+    }
+
+    /// What the kernel has of what `desired` is about: our device and what is on it, and our routes.
+    pub async fn observe(&self, desired: &Desired) -> Result<Observed, NetError> {
+        let device = match desired.device() {
+            Some(name) => self.link(LinkUnspec::new_with_name(name).build()).await?,
+            None => None,
         };
-        let index = link.header.index;
-        let vxlan = match read::vxlan(&link) {
-            Some((vxlan, Some(underlay))) => {
-                let underlay = self.link(LinkUnspec::new_with_index(underlay).build()).await?;
-                Some(muster_core::overlay::Vxlan { underlay: underlay.as_ref().map(read::name), ..vxlan })
+        let index = device.as_ref().map(|link| link.header.index);
+        let mut observed = Observed::default();
+        if let Some(link) = &device {
+            let vxlan = match read::vxlan(link) {
+                Some((vxlan, Some(underlay))) => {
+                    let underlay = self.link(LinkUnspec::new_with_index(underlay).build()).await?;
+                    Some(muster_core::overlay::Vxlan { underlay: underlay.as_ref().map(read::name), ..vxlan })
+                }
+                other => other.map(|(vxlan, _)| vxlan),
+            };
+            let ours = |address: &IpNet| Family::of(address.addr()) == desired.family && !link_local(address);
+            let addresses = self.addresses().await?.into_iter().filter(|held| Some(held.link) == index);
+            let addresses = addresses.map(|held| held.address).filter(ours).collect();
+            observed.device = Some(read::device(link, vxlan, addresses));
+        }
+        let routes = self.routes(desired.family).await?;
+        let routes = routes.iter().filter_map(read::route);
+        for (link, mut route) in routes {
+            if Some(link) == index {
+                route.device = desired.device().unwrap_or_default().to_owned();
+            } else if route.protocol == ROUTE_PROTOCOL {
+                let link = self.link(LinkUnspec::new_with_index(link).build()).await?;
+                route.device = link.as_ref().map(read::name).unwrap_or_default();
+            } else {
+                continue;
             }
-            other => other.map(|(vxlan, _)| vxlan),
-        };
-        let addresses = self.addresses().await?.into_iter().filter(|held| held.link == index);
-        Ok(Observed {
-            device: Some(read::device(&link, vxlan, addresses.map(|held| held.address).collect())),
-            routes: self.routes().await?.iter().filter_map(|route| read::route(route, index)).collect(),
-            neighbours: {
-                let entries = self.neighbours(AddressFamily::Inet).await?;
-                entries.iter().filter_map(|entry| read::neighbour(entry, index)).collect()
-            },
-            fdb: {
-                let entries = self.neighbours(AddressFamily::Bridge).await?;
-                entries.iter().filter_map(|entry| read::fdb_entry(entry, index)).collect()
-            },
-        })
+            observed.routes.push(route);
+        }
+        if let (Some(index), Some(_)) = (index, desired.vtep()) {
+            let family =
+                if desired.family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let entries = self.neighbours(family).await?;
+            observed.neighbours.extend(entries.iter().filter_map(|entry| read::neighbour(entry, index)));
+            let entries = self.neighbours(AddressFamily::Bridge).await?;
+            observed.fdb.extend(entries.iter().filter_map(|entry| read::fdb_entry(entry, index)));
+        }
+        Ok(observed)
     }
 
     /// Carries out one operation. Removing what is gone succeeds.
     pub async fn apply(&self, op: &Op) -> Result<(), NetError> {
         let action = || format!("carry out {op:?}");
-        let outcome = match op {
+        let device = match op {
             Op::CreateDevice { device } => return self.create(device).await,
-            Op::DeleteDevice { device, .. } => match self.find(device).await? {
-                Some(index) => answer(self.handle.link().del(index).execute()).await,
-                None => return Ok(()),
-            },
-            Op::RemoveAddress { device, .. }
-            | Op::RemoveRoute { device, .. }
+            Op::DeleteDevice { device, .. }
+            | Op::RemoveAddress { device, .. }
             | Op::RemoveFdb { device, .. }
-            | Op::RemoveNeighbour { device, .. } => match self.find(device).await? {
-                Some(index) => self.remove(op, index).await,
-                None => return Ok(()),
-            },
-            Op::SetMtu { device, .. }
+            | Op::RemoveNeighbour { device, .. }
+            | Op::SetMtu { device, .. }
             | Op::SetMac { device, .. }
             | Op::AddAddress { device, .. }
             | Op::SetUp { device }
             | Op::SetNeighbour { device, .. }
-            | Op::SetFdb { device, .. }
-            | Op::AddRoute { device, .. }
-            | Op::ReplaceRoute { device, .. } => {
-                let index = self.find(device).await?;
-                let index = index.ok_or_else(|| NetError::NoInterface { name: device.clone() })?;
-                self.set(op, index).await
-            }
+            | Op::SetFdb { device, .. } => device,
+            Op::AddRoute { route } | Op::ReplaceRoute { route } | Op::RemoveRoute { route } => &route.device,
+        };
+        let outcome = match (self.find(device).await?, op) {
+            (Some(index), Op::DeleteDevice { .. }) => answer(self.handle.link().del(index).execute()).await,
+            (
+                index,
+                Op::DeleteDevice { .. }
+                | Op::RemoveAddress { .. }
+                | Op::RemoveRoute { .. }
+                | Op::RemoveFdb { .. }
+                | Op::RemoveNeighbour { .. },
+            ) => match index {
+                Some(index) => self.remove(op, index).await,
+                None => return Ok(()),
+            },
+            (Some(index), _) => self.set(op, index).await,
+            (None, _) => return Err(NetError::NoInterface { name: device.clone() }),
         };
         match (op, outcome) {
-            (Op::AddRoute { route, .. }, Err(Answer::Refused(error)))
+            (Op::AddRoute { route }, Err(Answer::Refused(error)))
                 if error.kind() == io::ErrorKind::AlreadyExists =>
             {
                 Err(NetError::RouteTaken { destination: route.destination })
@@ -132,7 +199,7 @@ impl Kernel {
         }
     }
 
-    /// Subscribes to changes of links, IPv4 addresses and routes, and neighbours: anybody's, ours included.
+    /// Subscribes to changes of links, addresses, routes, neighbours and nftables: anybody's, ours included.
     pub fn changes(&self) -> Result<Changes, NetError> {
         Changes::subscribe()
     }
@@ -142,13 +209,17 @@ impl Kernel {
         let underlay = underlay.ok_or_else(|| NetError::NoInterface { name: device.underlay.clone() })?;
         let link = LinkVxlan::new(&device.name, device.vni)
             .dev(underlay)
-            .local(device.local)
             .port(device.port)
-            .learning(false)
+            .learning(device.learning)
             .mtu(device.mtu)
-            .address(device.mac.0.to_vec())
-            .build();
-        let made = answer(self.handle.link().add(link).execute()).await;
+            .address(device.mac.0.to_vec());
+        let link = match device.local {
+            IpAddr::V4(local) => link.local(local),
+            // Over IPv6 the outer checksum is not optional (RFC 6936); the kernel's default computes it.
+            IpAddr::V6(local) => link.local6(local),
+        };
+        let link = if device.gbp { link.gbp() } else { link };
+        let made = answer(self.handle.link().add(link.build()).execute()).await;
         made.map_err(|answer| answer.into_error(format!("create the VXLAN device {}", device.name)))
     }
 
@@ -161,21 +232,21 @@ impl Kernel {
             Op::SetMac { mac, .. } => answer(links.set(link.address(mac.0.to_vec()).build()).execute()).await,
             Op::SetUp { .. } => answer(links.set(link.up().build()).execute()).await,
             Op::AddAddress { address, .. } => {
-                let add = self.handle.address().add(index, address.addr().into(), address.prefix_len());
+                let add = self.handle.address().add(index, address.addr(), address.prefix_len());
                 answer(add.replace().execute()).await
             }
             Op::SetNeighbour { address, mac, .. } => {
-                let add = neighbours.add(index, (*address).into()).link_layer_address(&mac.0);
+                let add = neighbours.add(index, *address).link_layer_address(&mac.0);
                 answer(add.replace().execute()).await
             }
             Op::SetFdb { mac, destination, .. } => {
-                let add = neighbours.add_bridge(index, &mac.0).destination((*destination).into());
+                let add = neighbours.add_bridge(index, &mac.0).destination(*destination);
                 answer(add.flags(NeighbourFlags::Own).replace().execute()).await
             }
-            Op::AddRoute { route, .. } => {
+            Op::AddRoute { route } => {
                 answer(self.handle.route().add(route_message(route, index)).execute()).await
             }
-            Op::ReplaceRoute { route, .. } => {
+            Op::ReplaceRoute { route } => {
                 answer(self.handle.route().add(route_message(route, index)).replace().execute()).await
             }
             _ => Ok(()),
@@ -187,13 +258,19 @@ impl Kernel {
         let neighbours = self.handle.neighbours();
         match op {
             Op::RemoveAddress { address, .. } => {
-                let address = AddressMessageBuilder::<Ipv4Addr>::new()
-                    .index(index)
-                    .address(address.addr(), address.prefix_len())
-                    .build();
+                let address = match address {
+                    IpNet::V4(net) => AddressMessageBuilder::<Ipv4Addr>::new()
+                        .index(index)
+                        .address(net.addr(), net.prefix_len())
+                        .build(),
+                    IpNet::V6(net) => AddressMessageBuilder::<Ipv6Addr>::new()
+                        .index(index)
+                        .address(net.addr(), net.prefix_len())
+                        .build(),
+                };
                 answer(self.handle.address().del(address).execute()).await
             }
-            Op::RemoveRoute { route, .. } => {
+            Op::RemoveRoute { route } => {
                 let mut message = route_message(route, index);
                 // Any scope: the kernel chose it if the route was made by hand.
                 message.header.scope = RouteScope::NoWhere;
@@ -204,9 +281,9 @@ impl Kernel {
             }
             Op::RemoveNeighbour { address, .. } => {
                 let mut message = NeighbourMessage::default();
-                message.header.family = AddressFamily::Inet;
+                message.header.family = family(*address);
                 message.header.ifindex = index;
-                let address = NeighbourAddress::Inet(*address);
+                let address = neighbour_address(*address);
                 message.attributes.push(NeighbourAttribute::Destination(address));
                 answer(neighbours.del(message).execute()).await
             }
@@ -236,21 +313,26 @@ impl Kernel {
     }
 
     async fn default_route_link(&self) -> Result<LinkMessage, NetError> {
-        let routes = self.routes().await?;
+        let routes = self.routes(Family::V4).await?;
         let best = routes.iter().filter_map(read::default_route).min_by_key(|(metric, _)| *metric);
         let (_, index) = best.ok_or(NetError::NoDefaultRoute)?;
         Ok(LinkUnspec::new_with_index(index).build())
     }
 
+    async fn links(&self) -> Result<Vec<LinkMessage>, NetError> {
+        dump("read the interfaces", self.handle.link().get().execute()).await
+    }
+
     async fn addresses(&self) -> Result<Vec<read::Held>, NetError> {
-        let mut request = self.handle.address().get();
-        request.message_mut().header.family = AddressFamily::Inet;
-        let addresses = dump("read the addresses", request.execute()).await?;
+        let addresses = dump("read the addresses", self.handle.address().get().execute()).await?;
         Ok(addresses.iter().filter_map(read::address).collect())
     }
 
-    async fn routes(&self) -> Result<Vec<RouteMessage>, NetError> {
-        let every = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    async fn routes(&self, family: Family) -> Result<Vec<RouteMessage>, NetError> {
+        let every = match family {
+            Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
         dump("read the routes", self.handle.route().get(every).execute()).await
     }
 
@@ -261,30 +343,65 @@ impl Kernel {
 }
 
 fn route_message(route: &Route, index: u32) -> RouteMessage {
-    let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(route.destination.network(), route.destination.prefix_len())
-        .output_interface(index)
-        .protocol(RouteProtocol::from(route.protocol));
-    if let Some(via) = route.via {
-        builder = builder.gateway(via);
+    fn common<T>(builder: RouteMessageBuilder<T>, route: &Route, index: u32) -> RouteMessage {
+        let mut builder = builder.output_interface(index).protocol(RouteProtocol::from(route.protocol));
+        if route.onlink {
+            builder = builder.onlink();
+        }
+        if route.via.is_none() {
+            builder = builder.scope(RouteScope::Link);
+        }
+        if route.metric != 0 {
+            builder = builder.priority(route.metric);
+        }
+        builder.build()
     }
-    if route.onlink {
-        builder = builder.onlink();
+    let (net, len) = (route.destination.network(), route.destination.prefix_len());
+    match (net, route.via) {
+        (IpAddr::V4(net), via) => {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net, len);
+            let via = via.and_then(v4);
+            common(via.map_or(builder.clone(), |via| builder.gateway(via)), route, index)
+        }
+        (IpAddr::V6(net), via) => {
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net, len);
+            let via = via.and_then(v6);
+            common(via.map_or(builder.clone(), |via| builder.gateway(via)), route, index)
+        }
     }
-    if route.metric != 0 {
-        builder = builder.priority(route.metric);
-    }
-    builder.build()
 }
 
-fn fdb_message(mac: MacAddress, destination: Ipv4Addr, index: u32) -> NeighbourMessage {
+fn fdb_message(mac: MacAddress, destination: IpAddr, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
     message.header.flags = NeighbourFlags::Own;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(destination)));
+    message.attributes.push(NeighbourAttribute::Destination(neighbour_address(destination)));
     message
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    }
+}
+
+fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    if let IpAddr::V4(address) = address { Some(address) } else { None }
+}
+
+fn v6(address: IpAddr) -> Option<Ipv6Addr> {
+    if let IpAddr::V6(address) = address { Some(address) } else { None }
+}
+
+fn link_local(net: &IpNet) -> bool {
+    matches!(net.addr(), IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// How a request failed.

@@ -17,4 +17,4 @@ pub use changes::Changes;
 pub use error::NetError;
 pub use kernel::Kernel;
 pub use muster_core::overlay::Underlay;
-pub use rules::{apply_firewall, enable_forwarding, remove_firewall};
+pub use rules::{apply_firewall, enable_forwarding, enable_forwarding6, remove_firewall, watch::rules_mark};

@@ -3,6 +3,8 @@
 //! Not here: the rules' text, which `muster_core::overlay::Firewall` writes. Invariant: our nftables table is
 //! replaced in one transaction, so there is no moment without rules; a rule that is not ours is never removed.
 
+pub(crate) mod watch;
+
 use crate::NetError;
 use muster_core::overlay::{Firewall, Jump};
 use std::{io, process::Output, process::Stdio, time::Duration};
@@ -16,15 +18,27 @@ const PROGRAM_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_WAIT: &str = "5";
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const IP6_FORWARD: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
 /// Lets this machine pass packets on between containers and the cluster network (ip-sysctl: `ip_forward`).
 pub async fn enable_forwarding() -> Result<(), NetError> {
-    let wrong = |source| NetError::Write { path: IP_FORWARD.into(), source };
-    if tokio::fs::read_to_string(IP_FORWARD).await.map_err(wrong)?.trim() == "1" {
+    enable(IP_FORWARD)
+}
+
+/// The same for IPv6. A machine that forwards takes no default route from routers' announcements any more, unless its
+/// `accept_ra` is 2.
+pub async fn enable_forwarding6() -> Result<(), NetError> {
+    enable(IP6_FORWARD)
+}
+
+/// In the calling thread: which namespace's switch it is depends on that.
+fn enable(path: &str) -> Result<(), NetError> {
+    let wrong = |source| NetError::Write { path: path.into(), source };
+    if std::fs::read_to_string(path).map_err(wrong)?.trim() == "1" {
         return Ok(());
     }
-    tokio::fs::write(IP_FORWARD, "1\n").await.map_err(wrong)?;
-    info!("forwarding enabled");
+    std::fs::write(path, "1\n").map_err(wrong)?;
+    info!(path, "forwarding enabled");
     Ok(())
 }
 

@@ -19,6 +19,8 @@ mod maintenance;
 mod on_etcd;
 /// nginx and other files, kept in step with the services.
 mod outputs;
+/// The cluster network beside Docker.
+mod overlay;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
 /// Registration without sidekicks, and drain before stop.

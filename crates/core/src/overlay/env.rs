@@ -1,28 +1,69 @@
-//! The two files that tell Docker about the machine's subnet, byte for byte as flannel's tools write them.
+//! The files that tell container runtimes about the machine's subnet, as flannel's tools write them.
 //!
 //! Not here: writing the files, restarting Docker. Invariant: the first usable address goes to the bridge, and
 //! Docker never masquerades, because our own rules do.
 
-use model::{NetworkConfig, Subnet};
+use model::{NetworkConfig, Subnet, SubnetKey};
 
-/// flannel's `subnet.env`, which CNI plugins and `mk-docker-opts.sh` read too. `mtu` is the VXLAN device's, in
-/// bytes.
-pub fn subnet_env(config: &NetworkConfig, subnet: Subnet, mtu: u32) -> String {
-    format!(
-        "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n",
-        config.network,
-        bridge_address(subnet),
-    )
+/// flannel's `subnet.env`, which CNI plugins and `mk-docker-opts.sh` read too. `mtu` is what containers may send at
+/// once, in bytes.
+pub fn subnet_env(config: &NetworkConfig, key: impl Into<SubnetKey>, mtu: u32) -> String {
+    let key = key.into();
+    let mut text = format!("FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}\n", config.network, bridge_address(key.v4));
+    if let (Some(v6), Some(subnet)) = (&config.v6, key.v6) {
+        let len = subnet.net().prefix_len();
+        text.push_str(&format!(
+            "FLANNEL_IPV6_NETWORK={}\nFLANNEL_IPV6_SUBNET={}/{len}\n",
+            v6.network,
+            subnet.bridge()
+        ));
+    }
+    text.push_str(&format!("FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n"));
+    text
 }
 
 /// What flannel's `mk-docker-opts.sh` makes of [`subnet_env`] by default: each of dockerd's options on its own,
 /// and all of them in `DOCKER_OPTS`.
-pub fn docker_env(subnet: Subnet, mtu: u32) -> String {
+pub fn docker_env(key: impl Into<SubnetKey>, mtu: u32) -> String {
     let (bip, masquerade, mtu) =
-        (format!("--bip={}", bridge_address(subnet)), "--ip-masq=false", format!("--mtu={mtu}"));
+        (format!("--bip={}", bridge_address(key.into().v4)), "--ip-masq=false", format!("--mtu={mtu}"));
     format!(
         "DOCKER_OPT_BIP=\"{bip}\"\nDOCKER_OPT_IPMASQ=\"{masquerade}\"\nDOCKER_OPT_MTU=\"{mtu}\"\n\
          DOCKER_OPTS=\" {bip} {masquerade} {mtu}\"\n"
+    )
+}
+
+/// A network for runtimes that speak CNI (spec 0.4.0): the standard `bridge` plugin with addresses of this machine's
+/// subnet from `host-local`. The bridge is one of its own, because two runtimes that hand out addresses of one range do
+/// not know of each other: whoever uses this leaves Docker's bridge elsewhere.
+pub fn cni_config(key: impl Into<SubnetKey>, mtu: u32) -> String {
+    let key = key.into();
+    let mut ranges = vec![format!("[{{\"subnet\":\"{}\"}}]", key.v4)];
+    let mut routes = vec![r#"{"dst":"0.0.0.0/0"}"#.to_owned()];
+    if let Some(v6) = key.v6 {
+        ranges.push(format!("[{{\"subnet\":\"{v6}\"}}]"));
+        routes.push(r#"{"dst":"::/0"}"#.to_owned());
+    }
+    format!(
+        r#"{{
+  "cniVersion": "0.4.0",
+  "name": "muster",
+  "plugins": [
+    {{
+      "type": "bridge",
+      "bridge": "cni0",
+      "isGateway": true,
+      "ipMasq": false,
+      "hairpinMode": true,
+      "mtu": {mtu},
+      "ipam": {{"type": "host-local", "ranges": [{}], "routes": [{}]}}
+    }},
+    {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
+  ]
+}}
+"#,
+        ranges.join(", "),
+        routes.join(", "),
     )
 }
 
@@ -35,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_files_are_flannels_byte_for_byte() {
+    fn point_11_both_files_are_flannels_byte_for_byte() {
         let config = NetworkConfig::vxlan("10.7.0.0/16".parse().expect("a network")).expect("valid");
         let subnet = Subnet::from_key("10.7.84.0-24").expect("a key");
         assert_eq!(
@@ -52,5 +93,30 @@ mod tests {
              DOCKER_OPT_MTU=\"--mtu=1350\"\n\
              DOCKER_OPTS=\" --bip=10.7.84.1/24 --ip-masq=false --mtu=1350\"\n"
         );
+    }
+
+    #[test]
+    fn point_11_a_network_of_both_families_says_both() {
+        let config: NetworkConfig =
+            r#"{"Network":"10.7.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:7::/48"}"#.parse().expect("valid");
+        let key: SubnetKey = "10.7.84.0-24&fd00:7:0:1c::-64".parse().expect("a key");
+        assert_eq!(
+            subnet_env(&config, key, 1350),
+            "FLANNEL_NETWORK=10.7.0.0/16\n\
+             FLANNEL_SUBNET=10.7.84.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd00:7::/48\n\
+             FLANNEL_IPV6_SUBNET=fd00:7:0:1c::1/64\n\
+             FLANNEL_MTU=1350\n\
+             FLANNEL_IPMASQ=true\n"
+        );
+    }
+
+    #[test]
+    fn the_cni_configuration_is_json_with_our_subnet() {
+        let key: SubnetKey = "10.7.84.0-24&fd00:7:0:1c::-64".parse().expect("a key");
+        let parsed: serde_json::Value = serde_json::from_str(&cni_config(key, 1350)).expect("JSON");
+        assert_eq!(parsed["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.7.84.0/24");
+        assert_eq!(parsed["plugins"][0]["ipam"]["ranges"][1][0]["subnet"], "fd00:7:0:1c::/64");
+        assert_eq!(parsed["plugins"][0]["mtu"], 1350);
     }
 }

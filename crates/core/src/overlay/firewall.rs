@@ -6,11 +6,17 @@
 //! nftables, because a drop in any chain is final, whereas an accept is only that chain's opinion: hence the second
 //! set of rules, for hosts whose FORWARD policy is DROP (Docker sets it when it turned forwarding on itself).
 
-use super::Desired;
-use ipnet::Ipv4Net;
-use model::{NetworkConfig, Subnet};
+use super::{Desired, Family, Tunnel, Via};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use model::{
+    NetworkConfig, Subnet, SubnetKey,
+    network::{Backend, Subnet6},
+};
 use serde::Serialize;
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// What the rules of one machine depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -19,16 +25,31 @@ pub struct Firewall {
     pub network: Ipv4Net,
     /// This machine's share.
     pub subnet: Subnet,
-    /// The VXLAN device.
-    pub device: String,
-    /// The bridge that containers are on: `docker0`.
-    pub bridge: String,
-    /// The UDP port of VXLAN.
-    pub vxlan_port: u16,
-    /// The only machines whose VXLAN packets are taken.
+    /// Our devices that bring packets of other machines' containers.
+    pub devices: Vec<String>,
+    /// The bridges that containers are on: `docker0`.
+    pub bridges: Vec<String>,
+    /// The UDP port of VXLAN, which has no authentication of its own.
+    pub vxlan_port: Option<u16>,
+    /// Whether packets of some machines' containers come as they are, over the underlay.
+    pub direct: bool,
+    /// The only machines whose packets are taken.
     pub peers: BTreeSet<Ipv4Addr>,
     /// The interface that carries the machine's own address.
     pub underlay: String,
+    /// The same over IPv6.
+    pub v6: Option<Firewall6>,
+}
+
+/// The IPv6 side of a machine's rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Firewall6 {
+    /// All of the cluster network.
+    pub network: Ipv6Net,
+    /// This machine's share.
+    pub subnet: Subnet6,
+    /// The only machines whose packets are taken.
+    pub peers: BTreeSet<Ipv6Addr>,
 }
 
 /// Rules for the `iptables` programs, as data.
@@ -52,16 +73,32 @@ pub struct Jump {
 }
 
 impl Firewall {
-    /// The rules around `desired`, for a machine whose containers are on `bridge`.
-    pub fn new(config: &NetworkConfig, subnet: Subnet, desired: &Desired, bridge: &str) -> Self {
+    /// The rules around `desired`, one datapath for each family, for a machine whose containers are on `bridges`.
+    pub fn new(config: &NetworkConfig, key: SubnetKey, desired: &[Desired], bridges: &[String]) -> Self {
+        let peers = || desired.iter().flat_map(|desired| desired.peers.values());
+        let v4 = |address| if let IpAddr::V4(address) = address { Some(address) } else { None };
+        let v6 = |address| if let IpAddr::V6(address) = address { Some(address) } else { None };
+        let mut devices: Vec<String> =
+            desired.iter().filter_map(|desired| desired.device().map(str::to_owned)).collect();
+        devices.dedup();
+        let vxlan = desired.iter().find_map(|desired| match &desired.tunnel {
+            Some(Tunnel::Vxlan(device)) => Some(device.port),
+            _ => None,
+        });
         Self {
             network: config.network,
-            subnet,
-            device: desired.device.name.clone(),
-            bridge: bridge.to_owned(),
-            vxlan_port: desired.device.port,
-            peers: desired.peers.values().map(|peer| peer.public_ip).collect(),
-            underlay: desired.device.underlay.clone(),
+            subnet: key.v4,
+            devices,
+            bridges: bridges.to_vec(),
+            vxlan_port: vxlan,
+            direct: matches!(config.backend, Backend::HostGw) || peers().any(|peer| peer.via == Via::Direct),
+            peers: peers().filter_map(|peer| v4(peer.public_ip)).collect(),
+            underlay: desired.first().map(|desired| desired.underlay.clone()).unwrap_or_default(),
+            v6: config.v6.as_ref().zip(key.v6).map(|(v6_config, subnet)| Firewall6 {
+                network: v6_config.network,
+                subnet,
+                peers: peers().filter_map(|peer| v6(peer.public_ip)).collect(),
+            }),
         }
     }
 
@@ -70,63 +107,149 @@ impl Firewall {
     /// A port that the operator publishes (`docker run -p`) stays reachable: such a connection carries the mark
     /// of destination NAT, which nobody outside can forge.
     pub fn nft_script(&self) -> String {
-        let Self { network, subnet, device, bridge, vxlan_port, underlay, .. } = self;
-        let peers = self.peers_elements();
+        let sides = self.sides();
+        let all = |rules: fn(&Self, &Side) -> String| {
+            sides.iter().map(|side| rules(self, side)).collect::<String>()
+        };
+        let (sets, prerouting, input) = (all(Self::set), all(Self::prerouting), all(Self::input));
+        let (forward, postrouting, keep) =
+            (all(Self::forward), all(Self::postrouting), all(Self::keep_source));
         format!(
             r#"add table inet muster
 delete table inet muster
 table inet muster {{
-	set peers {{
-		type ipv4_addr
-{peers}	}}
-
+{sets}
 	# Nobody outside speaks for the cluster network, and nobody inside it for the rest of the world.
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;
-		iifname "{underlay}" ip saddr {network} counter drop
-		iifname "{underlay}" ip daddr {network} counter drop
-		iifname "{device}" ip saddr != {network} counter drop
-	}}
+{prerouting}	}}
 
 	# VXLAN has no authentication: only packets of machines that hold a lease are unpacked.
 	chain input {{
 		type filter hook input priority filter - 10; policy accept;
-		udp dport {vxlan_port} ip saddr != @peers counter drop
-	}}
+{input}	}}
 
 	chain forward {{
 		type filter hook forward priority filter - 10; policy accept;
-		ip daddr {network} ct state established,related accept
-		ip daddr {network} ct status dnat accept
-		ip daddr {network} iifname != {{ "{device}", "{bridge}", "lo" }} counter drop
-	}}
+{forward}	}}
 
 	# As flannel: no masquerading inside the cluster network.
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
-		ip saddr {subnet} ip daddr {network} return
-		ip saddr {network} ip daddr {subnet} return
-		ip saddr != {network} ip daddr {subnet} return
-		ip saddr {network} ip daddr != 224.0.0.0/4 masquerade fully-random
-		ip saddr != {network} ip daddr {network} masquerade fully-random
-	}}
+		meta mark & 0x4000 == 0x4000 return
+{postrouting}	}}
 
 	# Nor if somebody else would, as Docker does unless told otherwise: a source translated to itself is settled.
 	chain keep_source {{
 		type nat hook postrouting priority srcnat - 1; policy accept;
-		oifname "{device}" ip saddr {subnet} ip daddr {network} snat ip to ip saddr
-	}}
+{keep}	}}
 }}
 "#
         )
     }
 
-    fn peers_elements(&self) -> String {
-        if self.peers.is_empty() {
-            return String::new();
+    fn sides(&self) -> Vec<Side> {
+        let texts = |peers: Vec<String>| peers.join(", ");
+        let mut sides = vec![Side {
+            family: Family::V4,
+            network: self.network.into(),
+            subnet: self.subnet.net().into(),
+            peers: texts(self.peers.iter().map(ToString::to_string).collect()),
+        }];
+        sides.extend(self.v6.as_ref().map(|v6| Side {
+            family: Family::V6,
+            network: v6.network.into(),
+            subnet: v6.subnet.net().into(),
+            peers: texts(v6.peers.iter().map(ToString::to_string).collect()),
+        }));
+        sides
+    }
+
+    fn set(&self, side: &Side) -> String {
+        let (name, kind) = (side.set(), side.pick("ipv4_addr", "ipv6_addr"));
+        let elements = match side.peers.as_str() {
+            "" => String::new(),
+            peers => format!("\t\telements = {{ {peers} }}\n"),
+        };
+        format!("\tset {name} {{\n\t\ttype {kind}\n{elements}\t}}\n")
+    }
+
+    fn prerouting(&self, side: &Side) -> String {
+        let (ip, network, underlay) = (side.pick("ip", "ip6"), side.network, &self.underlay);
+        let mut rules = match self.direct {
+            false => format!(
+                "\t\tiifname \"{underlay}\" {ip} saddr {network} counter drop\n\
+                 \t\tiifname \"{underlay}\" {ip} daddr {network} counter drop\n"
+            ),
+            // Containers of peers come as they are. A stranger who forges their address gets no answer.
+            true => format!(
+                "\t\tiifname \"{underlay}\" {ip} daddr {network} {ip} saddr != {network} {ip} saddr != @{} counter drop\n",
+                side.set()
+            ),
+        };
+        for device in &self.devices {
+            rules.push_str(&format!("\t\tiifname \"{device}\" {ip} saddr != {network} counter drop\n"));
         }
-        let peers: Vec<String> = self.peers.iter().map(Ipv4Addr::to_string).collect();
-        format!("\t\telements = {{ {} }}\n", peers.join(", "))
+        rules
+    }
+
+    fn input(&self, side: &Side) -> String {
+        let (ip, set) = (side.pick("ip", "ip6"), side.set());
+        match self.vxlan_port {
+            Some(port) => {
+                let other = if self.v6.is_some() {
+                    String::new()
+                } else {
+                    format!("\t\tmeta nfproto ipv6 udp dport {port} counter drop\n")
+                };
+                format!("\t\tudp dport {port} {ip} saddr != @{set} counter drop\n{other}")
+            }
+            None => String::new(),
+        }
+    }
+
+    fn forward(&self, side: &Side) -> String {
+        let (ip, network) = (side.pick("ip", "ip6"), side.network);
+        let underlay = Some(&self.underlay).filter(|_| self.direct);
+        let lo = "lo".to_owned();
+        let inside: Vec<String> = self
+            .devices
+            .iter()
+            .chain(&self.bridges)
+            .chain(underlay)
+            .chain([&lo])
+            .map(|name| format!("\"{name}\""))
+            .collect();
+        format!(
+            "\t\t{ip} daddr {network} ct state established,related accept\n\
+             \t\t{ip} daddr {network} ct status dnat accept\n\
+             \t\t{ip} daddr {network} iifname != {{ {} }} counter drop\n",
+            inside.join(", ")
+        )
+    }
+
+    fn postrouting(&self, side: &Side) -> String {
+        let (ip, network, subnet) = (side.pick("ip", "ip6"), side.network, side.subnet);
+        let multicast = side.pick("224.0.0.0/4", "ff00::/8");
+        format!(
+            "\t\t{ip} saddr {subnet} {ip} daddr {network} return\n\
+             \t\t{ip} saddr {network} {ip} daddr {subnet} return\n\
+             \t\t{ip} saddr != {network} {ip} daddr {subnet} return\n\
+             \t\t{ip} saddr {network} {ip} daddr != {multicast} masquerade fully-random\n\
+             \t\t{ip} saddr != {network} {ip} daddr {network} masquerade fully-random\n"
+        )
+    }
+
+    fn keep_source(&self, side: &Side) -> String {
+        let (ip, network, subnet) = (side.pick("ip", "ip6"), side.network, side.subnet);
+        let underlay = Some(&self.underlay).filter(|_| self.direct);
+        let out = self.devices.iter().chain(underlay);
+        let rule = |device: &String| {
+            format!(
+                "\t\toifname \"{device}\" {ip} saddr {subnet} {ip} daddr {network} snat {ip} to {ip} saddr\n"
+            )
+        };
+        out.map(rule).collect()
     }
 
     /// Input of `nft -f -`: removes our table, whether it is there or not.
@@ -140,24 +263,49 @@ table inet muster {{
     /// Docker's chain for other people's rules only gets the first of the two, because it is asked before Docker
     /// keeps its own networks apart.
     pub fn iptables_rules(&self) -> IptablesRules {
-        let Self { network, device, bridge, .. } = self;
+        let network = &self.network;
+        let underlay = Some(&self.underlay).filter(|_| self.direct);
+        let mut devices: Vec<&String> = self.devices.iter().chain(underlay).collect();
+        devices.retain(|device| !device.starts_with("flannel-v6"));
+        let (mut overlay, mut forward) = (String::new(), String::new());
+        for bridge in &self.bridges {
+            for device in &devices {
+                overlay.push_str(&format!(
+                    "-A MUSTER-OVERLAY -s {network} -d {network} -i {device} -o {bridge} -j ACCEPT\n\
+                     -A MUSTER-OVERLAY -s {network} -d {network} -i {bridge} -o {device} -j ACCEPT\n"
+                ));
+            }
+            forward.push_str(&format!(
+                "-A MUSTER-FORWARD -s {network} -i {bridge} ! -o {bridge} -j ACCEPT\n\
+                 -A MUSTER-FORWARD -d {network} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+            ));
+        }
         let chains = format!(
-            "*filter
-:MUSTER-OVERLAY - [0:0]
-:MUSTER-FORWARD - [0:0]
--A MUSTER-OVERLAY -s {network} -d {network} -i {device} -o {bridge} -j ACCEPT
--A MUSTER-OVERLAY -s {network} -d {network} -i {bridge} -o {device} -j ACCEPT
--A MUSTER-FORWARD -j MUSTER-OVERLAY
--A MUSTER-FORWARD -s {network} -i {bridge} ! -o {bridge} -j ACCEPT
--A MUSTER-FORWARD -d {network} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-COMMIT
-"
+            "*filter\n:MUSTER-OVERLAY - [0:0]\n:MUSTER-FORWARD - [0:0]\n{overlay}-A MUSTER-FORWARD -j MUSTER-OVERLAY\n{forward}COMMIT\n"
         );
         let jumps = [
             Jump { from: "DOCKER-USER", to: "MUSTER-OVERLAY", always_there: false },
             Jump { from: "FORWARD", to: "MUSTER-FORWARD", always_there: true },
         ];
         IptablesRules { chains, jumps }
+    }
+}
+
+/// One family's part of the rules.
+struct Side {
+    family: Family,
+    network: IpNet,
+    subnet: IpNet,
+    peers: String,
+}
+
+impl Side {
+    fn pick(&self, v4: &'static str, v6: &'static str) -> &'static str {
+        if self.family == Family::V4 { v4 } else { v6 }
+    }
+
+    fn set(&self) -> &'static str {
+        self.pick("peers", "peers6")
     }
 }
 
@@ -195,9 +343,11 @@ mod tests {
         Firewall {
             network: "10.1.0.0/16".parse().expect("a network"),
             subnet: Subnet::from_key("10.1.5.0-24").expect("a key"),
-            device: "flannel.1".to_owned(),
-            bridge: "docker0".to_owned(),
-            vxlan_port: 8472,
+            devices: vec!["flannel.1".to_owned()],
+            bridges: vec!["docker0".to_owned()],
+            vxlan_port: Some(8472),
+            direct: false,
+            v6: None,
             peers: peers.iter().map(|peer| Ipv4Addr::from(*peer)).collect(),
             underlay: "eth0".to_owned(),
         }
@@ -208,6 +358,37 @@ mod tests {
         assert_eq!(
             firewall(&[[192, 168, 77, 3], [192, 168, 77, 2]]).nft_script(),
             include_str!("firewall/golden.nft")
+        );
+    }
+
+    #[test]
+    fn both_families_have_rules_of_their_own() {
+        let v6 = Firewall6 {
+            network: "fd00::/48".parse().expect("a network"),
+            subnet: Subnet6::new("fd00:0:0:5::/64".parse().expect("a network")),
+            peers: BTreeSet::from(["fd77::2".parse().expect("an address")]),
+        };
+        let devices = ["flannel.1", "flannel-v6.1"].map(str::to_owned).to_vec();
+        let script = Firewall { v6: Some(v6), devices, ..firewall(&[]) }.nft_script();
+        for rule in [
+            "set peers6 {\n\t\ttype ipv6_addr\n\t\telements = { fd77::2 }",
+            "udp dport 8472 ip6 saddr != @peers6 counter drop",
+            "ip6 saddr fd00::/48 ip6 daddr != ff00::/8 masquerade fully-random",
+            "iifname \"flannel-v6.1\" ip6 saddr != fd00::/48 counter drop",
+            "ip6 daddr fd00::/48 iifname != { \"flannel.1\", \"flannel-v6.1\", \"docker0\", \"lo\" } counter drop",
+        ] {
+            assert!(script.contains(rule), "{rule} is not in\n{script}");
+        }
+    }
+
+    #[test]
+    fn packets_that_come_as_they_are_come_from_inside_or_from_peers() {
+        let script =
+            Firewall { direct: true, devices: Vec::new(), vxlan_port: None, ..firewall(&[]) }.nft_script();
+        assert!(script.contains("iifname \"eth0\" ip daddr 10.1.0.0/16 ip saddr != 10.1.0.0/16 ip saddr != @peers counter drop"), "{script}");
+        assert!(
+            !script.contains("udp dport") && script.contains("oifname \"eth0\" ip saddr 10.1.5.0/24"),
+            "{script}"
         );
     }
 

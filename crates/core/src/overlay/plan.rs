@@ -3,16 +3,17 @@
 //! Not here: asking the kernel, carrying the operations out. A hand-deleted route, a peer that left while nobody
 //! watched and a device that vanished are all the same thing here: a difference.
 //!
-//! Invariant: once a plan was carried out, the next one is empty; and only our device, the routes over it that
-//! flannel or we made, and permanent neighbours and forwarding entries on it are ever named.
+//! Invariant: once a plan was carried out, the next one is empty; and only our device, permanent neighbours and
+//! forwarding entries on it, the routes over it that flannel or we made, and elsewhere the routes that carry our mark
+//! are ever named.
 
-use super::{Desired, Peer};
-use ipnet::Ipv4Net;
-use model::{Subnet, network::MacAddress};
+use super::{Desired, Family, Peer, Via};
+use ipnet::IpNet;
+use model::network::MacAddress;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 #[cfg(test)]
@@ -23,6 +24,43 @@ pub const ROUTE_PROTOCOL: u8 = 77;
 
 /// The mark of routes made by ip(8) and by flannel, which are collected when we take flannel's place.
 const BOOT: u8 = 3;
+
+/// What Linux gives an IPv6 route for which nobody asked for another metric; for IPv4 it is 0.
+const METRIC6: u32 = 1024;
+
+/// Our device, if the backend has one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tunnel {
+    /// Made and remade here.
+    Vxlan(Device),
+    /// Made by whoever has the keys; only what hangs on it is ours to plan.
+    Wireguard {
+        /// `flannel-wg`.
+        name: String,
+        /// In bytes, of inner packets.
+        mtu: u32,
+        /// An address of this machine's subnet, with the full prefix length.
+        address: IpAddr,
+    },
+}
+
+impl Tunnel {
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vxlan(device) => &device.name,
+            Self::Wireguard { name, .. } => name,
+        }
+    }
+
+    fn mtu_and_address(&self) -> (u32, IpAddr) {
+        match self {
+            Self::Vxlan(device) => (device.mtu, device.address),
+            Self::Wireguard { mtu, address, .. } => (*mtu, *address),
+        }
+    }
+}
 
 /// Our VXLAN device as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,13 +74,17 @@ pub struct Device {
     /// Its Ethernet address, which peers send to.
     pub mac: MacAddress,
     /// The source address of outer packets.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// The interface that outer packets leave by.
     pub underlay: String,
+    /// Whether it learns peers from the packets it gets: unless asked for it does not, because anybody could teach it.
+    pub learning: bool,
+    /// Whether it carries marks with packets (group policy).
+    pub gbp: bool,
     /// In bytes, of inner packets.
     pub mtu: u32,
-    /// The only address on it, with a prefix length of 32.
-    pub address: Ipv4Addr,
+    /// The only address on it, with the full prefix length.
+    pub address: IpAddr,
 }
 
 /// What the kernel has under our device's name, and what hangs on it.
@@ -50,9 +92,9 @@ pub struct Device {
 pub struct Observed {
     /// The device, if there is one of that name.
     pub device: Option<ObservedDevice>,
-    /// IPv4 unicast routes of the main table that leave by the device.
+    /// Unicast routes of the main table that leave by the device, and those that carry our mark wherever they lead.
     pub routes: Vec<Route>,
-    /// IPv4 neighbours on the device.
+    /// Neighbours on the device.
     pub neighbours: Vec<Neighbour>,
     /// Entries of the device's own forwarding database (`self` in bridge(8)).
     pub fdb: Vec<FdbEntry>,
@@ -71,8 +113,8 @@ pub struct ObservedDevice {
     pub mac: Option<MacAddress>,
     /// In bytes.
     pub mtu: u32,
-    /// Its IPv4 addresses.
-    pub addresses: BTreeSet<Ipv4Net>,
+    /// Its addresses of the family, but for link-local ones of IPv6, which the kernel keeps itself.
+    pub addresses: BTreeSet<IpNet>,
 }
 
 /// What cannot be changed on a VXLAN device once it exists.
@@ -83,23 +125,27 @@ pub struct Vxlan {
     /// UDP port.
     pub port: u16,
     /// The source address of outer packets, where one is set.
-    pub local: Option<Ipv4Addr>,
+    pub local: Option<IpAddr>,
     /// The interface that outer packets leave by, where one is set.
     pub underlay: Option<String>,
-    /// Whether it learns peers from the packets it gets. Ours does not: anybody could teach it.
+    /// Whether it learns peers from the packets it gets.
     pub learning: bool,
+    /// Whether it carries marks with packets.
+    pub gbp: bool,
 }
 
-/// A route over our device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Route {
+    /// The interface that it leaves by.
+    pub device: String,
     /// Where to.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// The next hop.
-    pub via: Option<Ipv4Addr>,
+    pub via: Option<IpAddr>,
     /// Whether the next hop is taken to be on the link although no address says so.
     pub onlink: bool,
-    /// Lower wins; ours is 0.
+    /// Lower wins; ours is the kernel's own choice: 0 for IPv4, 1024 for IPv6.
     pub metric: u32,
     /// Who made it: ours carry [`ROUTE_PROTOCOL`].
     pub protocol: u8,
@@ -109,7 +155,7 @@ pub struct Route {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Neighbour {
     /// Whose.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its Ethernet address, if known.
     pub mac: Option<MacAddress>,
     /// Made by us or by hand, not by the kernel.
@@ -122,7 +168,7 @@ pub struct FdbEntry {
     /// Frames to this address …
     pub mac: MacAddress,
     /// … travel to this machine.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Made by us or by hand, not learned.
     pub permanent: bool,
 }
@@ -141,8 +187,12 @@ pub enum Mismatch {
     Local,
     /// Another interface underneath.
     Underlay,
-    /// It learns peers from packets.
+    /// It learns peers from packets, or should and does not.
     Learning,
+    /// With or without marks.
+    Gbp,
+    /// Another backend or another VNI has taken its place.
+    Superseded,
 }
 
 /// One change to the kernel. An operation says what is missing or what is left over, which is its reason; only
@@ -160,80 +210,94 @@ pub enum Op {
     /// Sets the Ethernet address. The kernel forgets the device's neighbours at this.
     SetMac { device: String, mac: MacAddress },
     /// Gives the device an address.
-    AddAddress { device: String, address: Ipv4Net },
+    AddAddress { device: String, address: IpNet },
     /// Takes an address from the device.
-    RemoveAddress { device: String, address: Ipv4Net },
+    RemoveAddress { device: String, address: IpNet },
     /// Sets the device up.
     SetUp { device: String },
     /// Makes or replaces a permanent neighbour.
-    SetNeighbour { device: String, address: Ipv4Addr, mac: MacAddress },
+    SetNeighbour { device: String, address: IpAddr, mac: MacAddress },
     /// Makes or replaces a permanent forwarding entry.
-    SetFdb { device: String, mac: MacAddress, destination: Ipv4Addr },
-    /// Makes a route. Fails if another device has a route to the same destination: that one is not ours to replace.
-    AddRoute { device: String, route: Route },
-    /// Replaces the route over our device to the same destination, without a gap.
-    ReplaceRoute { device: String, route: Route },
+    SetFdb { device: String, mac: MacAddress, destination: IpAddr },
+    /// Makes a route. Fails if there is another to the same destination: that one is not ours to replace.
+    AddRoute { route: Route },
+    /// Replaces our route to the same destination, without a gap.
+    ReplaceRoute { route: Route },
     /// Removes a route.
-    RemoveRoute { device: String, route: Route },
+    RemoveRoute { route: Route },
     /// Removes a forwarding entry.
-    RemoveFdb { device: String, mac: MacAddress, destination: Ipv4Addr },
+    RemoveFdb { device: String, mac: MacAddress, destination: IpAddr },
     /// Removes a neighbour.
-    RemoveNeighbour { device: String, address: Ipv4Addr },
+    RemoveNeighbour { device: String, address: IpAddr },
 }
 
 /// What makes `observed` equal to `desired`, in the order in which it has to be done: the device first; then for
 /// each new peer its neighbour, its forwarding entry, its route, so that no packet is sent into the void; then in
-/// reverse what belongs to nobody.
+/// reverse what belongs to nobody. Nothing hangs on a WireGuard device before somebody made it.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
-    let kept = plan_device(&desired.device, observed.device.as_ref(), &mut ops);
-    let nothing = Observed::default();
-    let observed = if kept.entries { observed } else { &nothing };
-    let neighbours = if kept.neighbours { observed.neighbours.as_slice() } else { &[] };
+    let kept = match &desired.tunnel {
+        Some(Tunnel::Vxlan(device)) => plan_vxlan(device, observed.device.as_ref(), &mut ops),
+        Some(tunnel @ Tunnel::Wireguard { .. }) => {
+            let Some(device) = &observed.device else { return ops };
+            plan_details(tunnel, device, &mut ops);
+            Kept { device: true, neighbours: true }
+        }
+        None => Kept { device: true, neighbours: true },
+    };
+    let ours = Ours { desired, observed, kept };
     let mut wanted = Wanted::default();
-    for (subnet, peer) in &desired.peers {
-        plan_peer(&desired.device.name, *subnet, *peer, observed, neighbours, &mut wanted, &mut ops);
+    for (net, peer) in &desired.peers {
+        ours.plan_peer(*net, peer, &mut wanted, &mut ops);
     }
-    plan_removals(&desired.device.name, observed, neighbours, &wanted, &mut ops);
+    ours.plan_removals(&wanted, &mut ops);
     ops
 }
 
 /// What survives the changes to the device.
 struct Kept {
-    entries: bool,
+    device: bool,
     neighbours: bool,
 }
 
-fn plan_device(desired: &Device, observed: Option<&ObservedDevice>, ops: &mut Vec<Op>) -> Kept {
+fn plan_vxlan(desired: &Device, observed: Option<&ObservedDevice>, ops: &mut Vec<Op>) -> Kept {
     let device = desired.name.clone();
-    let address = Ipv4Net::from(desired.address);
     let why = observed.and_then(|observed| mismatch(desired, observed.vxlan.as_ref()));
     if let Some(why) = why {
         ops.push(Op::DeleteDevice { device: device.clone(), why });
     }
     let Some(observed) = observed.filter(|_| why.is_none()) else {
+        let address = IpNet::from(desired.address);
         ops.push(Op::CreateDevice { device: desired.clone() });
         ops.push(Op::AddAddress { device: device.clone(), address });
         ops.push(Op::SetUp { device });
-        return Kept { entries: false, neighbours: false };
+        return Kept { device: false, neighbours: false };
     };
-    if observed.mtu != desired.mtu {
-        ops.push(Op::SetMtu { device: device.clone(), mtu: desired.mtu });
-    }
     let neighbours = observed.mac == Some(desired.mac);
     if !neighbours {
-        ops.push(Op::SetMac { device: device.clone(), mac: desired.mac });
+        ops.push(Op::SetMac { device, mac: desired.mac });
+    }
+    plan_details(&Tunnel::Vxlan(desired.clone()), observed, ops);
+    Kept { device: true, neighbours }
+}
+
+/// What can be changed on a device that exists.
+fn plan_details(desired: &Tunnel, observed: &ObservedDevice, ops: &mut Vec<Op>) {
+    let device = || desired.name().to_owned();
+    let (mtu, address) = desired.mtu_and_address();
+    let address = IpNet::from(address);
+    if observed.mtu != mtu {
+        ops.push(Op::SetMtu { device: device(), mtu });
     }
     // The new address comes before the old one goes: without any, the kernel would drop every route.
     if !observed.addresses.contains(&address) {
-        ops.push(Op::AddAddress { device: device.clone(), address });
+        ops.push(Op::AddAddress { device: device(), address });
     }
     let strangers = observed.addresses.iter().filter(|other| **other != address);
-    ops.extend(strangers.map(|other| Op::RemoveAddress { device: device.clone(), address: *other }));
+    ops.extend(strangers.map(|other| Op::RemoveAddress { device: device(), address: *other }));
     if !observed.up {
-        ops.push(Op::SetUp { device });
+        ops.push(Op::SetUp { device: device() });
     }
-    Kept { entries: true, neighbours }
 }
 
 fn mismatch(desired: &Device, observed: Option<&Vxlan>) -> Option<Mismatch> {
@@ -243,7 +307,8 @@ fn mismatch(desired: &Device, observed: Option<&Vxlan>) -> Option<Mismatch> {
         (observed.port != desired.port, Mismatch::Port),
         (observed.local != Some(desired.local), Mismatch::Local),
         (observed.underlay.as_ref() != Some(&desired.underlay), Mismatch::Underlay),
-        (observed.learning, Mismatch::Learning),
+        (observed.learning != desired.learning, Mismatch::Learning),
+        (observed.gbp != desired.gbp, Mismatch::Gbp),
     ];
     differences.into_iter().find_map(|(differs, what)| differs.then_some(what))
 }
@@ -251,9 +316,9 @@ fn mismatch(desired: &Device, observed: Option<&Vxlan>) -> Option<Mismatch> {
 /// What some peer claims. Where two claim the same, the lower subnet wins, so that a plan comes to rest.
 #[derive(Default)]
 struct Wanted {
-    neighbours: BTreeMap<Ipv4Addr, MacAddress>,
-    fdb: BTreeMap<MacAddress, Ipv4Addr>,
-    routes: BTreeSet<Ipv4Net>,
+    neighbours: BTreeMap<IpAddr, MacAddress>,
+    fdb: BTreeMap<MacAddress, IpAddr>,
+    routes: BTreeSet<IpNet>,
 }
 
 fn claim<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
@@ -266,65 +331,105 @@ fn claim<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
     }
 }
 
-fn plan_peer(
-    device: &str,
-    subnet: Subnet,
-    peer: Peer,
-    observed: &Observed,
-    neighbours: &[Neighbour],
-    wanted: &mut Wanted,
-    ops: &mut Vec<Op>,
-) {
-    let Peer { public_ip, mac } = peer;
-    let (base, device) = (subnet.base(), || device.to_owned());
-    let neighbour = Neighbour { address: base, mac: Some(mac), permanent: true };
-    if claim(&mut wanted.neighbours, base, mac) && !neighbours.contains(&neighbour) {
-        ops.push(Op::SetNeighbour { device: device(), address: base, mac });
-    }
-    let entry = FdbEntry { mac, destination: public_ip, permanent: true };
-    if claim(&mut wanted.fdb, mac, public_ip) && !observed.fdb.contains(&entry) {
-        ops.push(Op::SetFdb { device: device(), mac, destination: public_ip });
-    }
-    let route = Route {
-        destination: subnet.net(),
-        via: Some(base),
-        onlink: true,
-        metric: 0,
-        protocol: ROUTE_PROTOCOL,
-    };
-    if wanted.routes.insert(route.destination) && !observed.routes.contains(&route) {
-        let in_its_place =
-            |other: &Route| (other.destination, other.metric) == (route.destination, route.metric);
-        ops.push(if observed.routes.iter().any(in_its_place) {
-            Op::ReplaceRoute { device: device(), route }
-        } else {
-            Op::AddRoute { device: device(), route }
-        });
-    }
+/// Both sides of the comparison, and what of the second the changes to the device leave.
+struct Ours<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    kept: Kept,
 }
 
-fn plan_removals(
-    device: &str,
-    observed: &Observed,
-    neighbours: &[Neighbour],
-    wanted: &Wanted,
-    ops: &mut Vec<Op>,
-) {
-    let device = || device.to_owned();
-    let left_over = |route: &&Route| {
-        let replaced_above = route.metric == 0 && wanted.routes.contains(&route.destination);
-        [ROUTE_PROTOCOL, BOOT].contains(&route.protocol) && !replaced_above
-    };
-    let routes = observed.routes.iter().filter(left_over);
-    ops.extend(routes.map(|route| Op::RemoveRoute { device: device(), route: *route }));
-    let fdb = observed.fdb.iter().filter(|entry| entry.permanent && !wanted.fdb.contains_key(&entry.mac));
-    ops.extend(fdb.map(|entry| Op::RemoveFdb {
-        device: device(),
-        mac: entry.mac,
-        destination: entry.destination,
-    }));
-    let gone =
-        |neighbour: &&Neighbour| neighbour.permanent && !wanted.neighbours.contains_key(&neighbour.address);
-    let neighbours = neighbours.iter().filter(gone);
-    ops.extend(neighbours.map(|gone| Op::RemoveNeighbour { device: device(), address: gone.address }));
+impl Ours<'_> {
+    fn neighbours(&self) -> &[Neighbour] {
+        if self.kept.device && self.kept.neighbours { &self.observed.neighbours } else { &[] }
+    }
+
+    fn fdb(&self) -> &[FdbEntry] {
+        if self.kept.device { &self.observed.fdb } else { &[] }
+    }
+
+    fn routes(&self) -> impl Iterator<Item = &Route> {
+        let gone = self.desired.device().filter(|_| !self.kept.device);
+        self.observed.routes.iter().filter(move |route| gone != Some(&route.device))
+    }
+
+    fn metric(&self) -> u32 {
+        if self.desired.family == Family::V4 { 0 } else { METRIC6 }
+    }
+
+    fn plan_peer(&self, net: IpNet, peer: &Peer, wanted: &mut Wanted, ops: &mut Vec<Op>) {
+        let base = net.network();
+        let tunnel = self.desired.device().map(str::to_owned);
+        let route = |device: String, via: Option<IpAddr>, onlink: bool| Route {
+            device,
+            destination: net,
+            via,
+            onlink,
+            metric: self.metric(),
+            protocol: ROUTE_PROTOCOL,
+        };
+        let route = match (&peer.via, tunnel) {
+            (Via::Vxlan(mac), Some(device)) => {
+                self.plan_entries(&device, base, *mac, peer.public_ip, wanted, ops);
+                route(device, Some(base), true)
+            }
+            (Via::Wireguard { .. }, Some(device)) => route(device, None, false),
+            (Via::Direct, _) => route(self.desired.underlay.clone(), Some(peer.public_ip), false),
+            (Via::Vxlan(_) | Via::Wireguard { .. }, None) => return,
+        };
+        if !wanted.routes.insert(net) || self.routes().any(|other| *other == route) {
+            return;
+        }
+        let in_its_place = |other: &Route| {
+            let same = (other.destination, other.metric) == (net, route.metric);
+            let over_ours = self.desired.device() == Some(&other.device);
+            same && (over_ours || other.protocol == ROUTE_PROTOCOL)
+        };
+        ops.push(if self.routes().any(in_its_place) {
+            Op::ReplaceRoute { route }
+        } else {
+            Op::AddRoute { route }
+        });
+    }
+
+    fn plan_entries(
+        &self,
+        device: &str,
+        base: IpAddr,
+        mac: MacAddress,
+        public_ip: IpAddr,
+        wanted: &mut Wanted,
+        ops: &mut Vec<Op>,
+    ) {
+        let neighbour = Neighbour { address: base, mac: Some(mac), permanent: true };
+        if claim(&mut wanted.neighbours, base, mac) && !self.neighbours().contains(&neighbour) {
+            ops.push(Op::SetNeighbour { device: device.to_owned(), address: base, mac });
+        }
+        let entry = FdbEntry { mac, destination: public_ip, permanent: true };
+        if claim(&mut wanted.fdb, mac, public_ip) && !self.fdb().contains(&entry) {
+            ops.push(Op::SetFdb { device: device.to_owned(), mac, destination: public_ip });
+        }
+    }
+
+    fn plan_removals(&self, wanted: &Wanted, ops: &mut Vec<Op>) {
+        let left_over = |route: &&Route| {
+            let replaced_above = route.metric == self.metric() && wanted.routes.contains(&route.destination);
+            let flannels = route.protocol == BOOT && self.desired.device() == Some(&route.device);
+            (route.protocol == ROUTE_PROTOCOL || flannels) && !replaced_above
+        };
+        ops.extend(self.routes().filter(left_over).map(|route| Op::RemoveRoute { route: route.clone() }));
+        let Some(Tunnel::Vxlan(Device { name, .. })) = &self.desired.tunnel else { return };
+        let fdb = self.fdb().iter().filter(|entry| entry.permanent && !wanted.fdb.contains_key(&entry.mac));
+        ops.extend(fdb.map(|entry| Op::RemoveFdb {
+            device: name.clone(),
+            mac: entry.mac,
+            destination: entry.destination,
+        }));
+        let gone = |neighbour: &&Neighbour| {
+            neighbour.permanent && !wanted.neighbours.contains_key(&neighbour.address)
+        };
+        let neighbours = self.neighbours().iter().filter(gone);
+        ops.extend(
+            neighbours.map(|gone| Op::RemoveNeighbour { device: name.clone(), address: gone.address }),
+        );
+    }
 }

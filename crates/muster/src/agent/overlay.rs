@@ -1,24 +1,41 @@
 //! The cluster network of this machine: takes a subnet, keeps its lease, and keeps the kernel's datapath and rules
 //! as `core::overlay` wants them.
 //!
-//! Invariants: Docker's environment file is written before the machine is called ready, and Docker starts after
-//! that; while the hub is away the last known peers stay, also across a reboot.
+//! Everything that happens (the hub's news, the kernel's, a timer) only leads to one more round, which compares what is
+//! with what should be. Invariants: Docker's environment file is written before the machine is called ready, and Docker
+//! starts after that; while the hub is away the last known peers stay, also across a reboot; what is refused or fails
+//! leaves the datapath as it was.
+
+/// How a subnet is taken.
+mod claim;
+/// What other programs are told, and what is remembered.
+mod files;
+/// The doctor's probes.
+mod probe;
+/// What others may know.
+mod status;
+#[cfg(test)]
+mod tests;
+/// The WireGuard device.
+mod tunnel;
+
+pub(super) use files::Places;
+pub(super) use status::View;
 
 use super::{Machine, complain, write_file};
-use crate::config::{RUN_DIR, STATE_DIR};
-use anyhow::{Context, Result, bail};
-use model::{LeaseId, NetworkConfig, Subnet, SubnetLease, keys};
-use muster_core::overlay::{self, Choice, Desired, Firewall, Lease, Underlay};
-use net::Kernel;
-use registry::{Change, Delta, Guard, Store, StoreError, Write};
-use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    hash::{BuildHasher, Hasher, RandomState},
-    path::Path,
-    time::Duration,
+use anyhow::{Context, Error, Result, ensure};
+use claim::{Claim, Claimed};
+use files::{CNI_BRIDGE, DOCKER_BRIDGE};
+use model::{LeaseId, NetworkConfig, Subnet, SubnetKey, SubnetLease, keys, network::Backend};
+use muster_core::overlay::{self, Desired, Firewall, HOLD, HostFacts, Mismatch, Op, Roster, Underlay};
+use net::{Changes, Kernel};
+use registry::{Change, Delta, Store, StoreError};
+use std::{collections::BTreeSet, time::Duration};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
 };
-use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -28,36 +45,56 @@ const LEASE_TTL: Duration = Duration::from_hours(24);
 const RENEWAL: Duration = Duration::from_hours(1);
 /// Between attempts to take a subnet.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Between attempts when it is not the hub's fault: a person has to act.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// The datapath is compared with what it should be this often even when nobody announced a change.
 const RESYNC: Duration = Duration::from_secs(30);
+/// Announcements come in bursts, our own among them: after the first of a burst, the rest is waited for this long.
+const SETTLE: Duration = Duration::from_millis(20);
 
 pub(super) struct Overlay {
     machine: Machine,
     store: Store,
     kernel: Kernel,
+    places: Places,
     subnet: watch::Sender<Option<Subnet>>,
     ready: watch::Sender<bool>,
-    /// The rules that are in force, and whether Docker's bridge was there when they were made: Docker's own chains
-    /// come with it, and ours must be jumped to from them.
-    firewall: Option<(Firewall, bool)>,
+    view: View,
+    roster: Roster,
+    started: Instant,
+    /// The rules that are in force.
+    rules: Option<Rules>,
+    tunnel: tunnel::Tunnel,
+    /// The datapath of the last round that came to its end.
+    converged: Option<Vec<Desired>>,
+    /// Devices of the configuration in force.
+    devices: BTreeSet<String>,
+    /// Devices of a former one.
+    superseded: BTreeSet<String>,
+    /// Docker's named network has our subnet.
+    docker_network: bool,
+    /// When to try again to take what the hub should have of us.
+    pending: Option<Instant>,
     renewals: JoinSet<()>,
+}
+
+/// Rules, and what they looked like when we had put them in place.
+#[derive(Debug, PartialEq)]
+struct Rules {
+    firewall: Firewall,
+    /// Which bridges were there: Docker's own chains come with its bridge, and ours must be jumped to from them.
+    bridges: Vec<bool>,
+    mark: u64,
 }
 
 /// What this machine holds.
 #[derive(Debug, Clone, PartialEq)]
 struct Held {
     config: NetworkConfig,
-    subnet: Subnet,
+    key: SubnetKey,
+    /// What it published, if the hub was there.
+    value: Option<SubnetLease>,
     underlay: Underlay,
-}
-
-/// What a machine needs to join the network while the hub is away.
-#[derive(Debug, Serialize, Deserialize)]
-struct Cache {
-    v: u32,
-    config: String,
-    subnet: Subnet,
-    leases: BTreeMap<String, SubnetLease>,
 }
 
 impl Overlay {
@@ -65,83 +102,146 @@ impl Overlay {
         machine: Machine,
         store: Store,
         kernel: Kernel,
+        places: Places,
         subnet: watch::Sender<Option<Subnet>>,
         ready: watch::Sender<bool>,
     ) -> Self {
-        Self { machine, store, kernel, subnet, ready, firewall: None, renewals: JoinSet::new() }
+        let view = View::new(machine.id.clone());
+        Self {
+            machine,
+            store,
+            kernel,
+            places,
+            subnet,
+            ready,
+            view,
+            roster: Roster::new(HOLD),
+            started: Instant::now(),
+            rules: None,
+            tunnel: tunnel::Tunnel::default(),
+            converged: None,
+            devices: BTreeSet::new(),
+            superseded: BTreeSet::new(),
+            docker_network: false,
+            pending: None,
+            renewals: JoinSet::new(),
+        }
+    }
+
+    /// What others may know of the network.
+    pub(super) fn view(&self) -> View {
+        self.view.clone()
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<()> {
         tokio::select! {
-            outcome = self.serve() => outcome,
+            outcome = Box::pin(self.serve()) => outcome,
             () = stop.cancelled() => Ok(()),
         }
     }
 
     async fn serve(&mut self) -> Result<()> {
         let mut changes = self.kernel.changes().context("cannot listen to the kernel")?;
-        let mut leases = BTreeMap::new();
-        let mut held = self.acquire(&mut leases).await;
+        let mut held = self.first().await;
         self.begin(&held).await?;
-        let mut follow = self.store.follow(keys::SUBNETS);
+        let mut follow = self.store.follow(keys::NETWORK);
         let mut resync = tokio::time::interval(RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.converge(&held, &leases).await;
+            let again = self.round(&mut held).await;
+            if self.pending.is_some_and(|at| at <= Instant::now()) {
+                self.retake(&mut held).await?;
+                continue;
+            }
+            let wake = again.into_iter().chain(self.pending).min();
             tokio::select! {
-                delta = follow.next() => {
-                    match delta {
-                        None => return Ok(()),
-                        Some(Delta::Lost) => continue,
-                        Some(Delta::Reset(listing)) => {
-                            leases = listing.items.iter().filter_map(|kv| read(&kv.key, &kv.value)).collect();
-                        }
-                        Some(Delta::Changes(changes)) => for change in &changes.changes {
-                            match change {
-                                Change::Put(kv) => leases.extend(read(&kv.key, &kv.value)),
-                                Change::Delete { key } => {
-                                    let subnet = key.strip_prefix(keys::SUBNETS).and_then(Subnet::from_key);
-                                    subnet.map(|subnet| leases.remove(&subnet));
-                                }
-                            }
-                        },
-                    }
-                    if !leases.contains_key(&held.subnet) {
-                        warn!(subnet = %held.subnet, "lease on the subnet was lost, taking it again");
-                        let before = held.clone();
-                        held = self.acquire(&mut leases).await;
-                        if held != before {
-                            self.begin(&held).await?;
-                        }
-                    }
-                    self.remember(&held, &leases);
-                }
-                changed = changes.next() => if changed.is_none() {
-                    debug!("the kernel's announcements broke off, listening anew");
-                    changes = self.kernel.changes().context("cannot listen to the kernel")?;
+                delta = follow.next() => match delta {
+                    None => return Ok(()),
+                    Some(delta) => self.hear(delta, &held),
                 },
-                _ = resync.tick() => {}
+                heard = changes.next() => self.gather(&mut changes, heard).await?,
+                () = sleep_until(wake) => {}
+                _ = resync.tick() => self.look_around(&held).await,
             }
         }
     }
 
-    /// Takes a subnet; tries until it has one. While the hub is away the one of before the reboot will do.
-    async fn acquire(&mut self, leases: &mut BTreeMap<Subnet, Option<SubnetLease>>) -> Held {
-        let cached = self.cached();
+    /// Waits for the end of a burst of announcements.
+    async fn gather(&self, changes: &mut Changes, heard: Option<()>) -> Result<()> {
+        if heard.is_none() {
+            debug!("the kernel's announcements broke off, listening anew");
+            *changes = self.kernel.changes().context("cannot listen to the kernel")?;
+        }
+        tokio::time::sleep(SETTLE).await;
+        Ok(())
+    }
+
+    /// Takes in what the hub says.
+    fn hear(&mut self, delta: Delta, held: &Held) {
+        let now = self.started.elapsed();
+        let mut own = held.value.clone();
+        match delta {
+            Delta::Lost => return,
+            Delta::Reset(listing) => {
+                let leases = listing.items.iter().filter_map(|kv| claim::lease(&kv.key, &kv.value));
+                let (mine, others): (Vec<_>, Vec<_>) = leases.partition(|(key, _)| *key == held.key);
+                own = mine.into_iter().next().and_then(|(_, lease)| lease);
+                self.roster.reset(others, now);
+                let config = listing.items.iter().find(|kv| kv.key == keys::NETWORK_CONFIG);
+                self.hear_config(config.map(|kv| kv.value.as_ref()), held);
+            }
+            Delta::Changes(changes) => {
+                for change in &changes.changes {
+                    let (key, value) = match change {
+                        Change::Put(kv) => (kv.key.as_str(), Some(kv.value.as_ref())),
+                        Change::Delete { key } => (key.as_str(), None),
+                    };
+                    if key == keys::NETWORK_CONFIG {
+                        self.hear_config(value, held);
+                    }
+                    match (claim::lease(key, value.unwrap_or_default()), value) {
+                        (Some((key, lease)), _) if key == held.key => own = lease,
+                        (Some((key, lease)), Some(_)) => self.roster.put(key, lease),
+                        (Some((key, _)), None) => self.roster.remove(key, now),
+                        (None, _) => {}
+                    }
+                }
+            }
+        }
+        if own != held.value && self.pending.is_none() {
+            warn!(subnet = %held.key, "the lease on the subnet was lost or changed, taking it again");
+            self.pending = Some(Instant::now());
+        }
+        self.places.remember(held, &self.roster.leases());
+    }
+
+    fn hear_config(&mut self, value: Option<&[u8]>, held: &Held) {
+        let text = value.and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
+        if text.parse().as_ref() != Ok(&held.config) {
+            info!("the network's configuration changed");
+            self.pending = Some(Instant::now());
+        }
+    }
+
+    /// Takes a subnet for the first time; tries until it has one. While the hub is away the one of before the reboot
+    /// will do.
+    async fn first(&mut self) -> Held {
+        let cached = self.places.cached();
+        self.devices = cached.as_ref().map(files::Cache::devices).unwrap_or_default();
         let mut complained = false;
         loop {
-            match self.try_acquire(cached.as_ref().map(|cache| cache.subnet), leases).await {
+            match self.try_take(cached.as_ref().map(|cache| cache.subnet)).await {
                 Ok(Some(held)) => return held,
                 Ok(None) => debug!("another machine was faster, choosing again"),
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
                         warn!(error = format!("{error:#}"), "no subnet yet, trying on");
                     }
-                    if !*self.ready.borrow()
-                        && error.downcast_ref::<StoreError>().is_some()
-                        && let Some((held, known)) = self.as_cached(cached.as_ref()).await
-                    {
-                        info!(subnet = %held.subnet, "the hub is away: using the network as it was");
-                        *leases = known;
+                    self.view.problem(Some(format!("{error:#}")));
+                    let away = error.downcast_ref::<StoreError>().is_some();
+                    if away && let Some(held) = self.as_cached(cached.as_ref()).await {
+                        info!(subnet = %held.key, "the hub is away: using the network as it was");
+                        self.pending = Some(Instant::now() + PAUSE);
                         return held;
                     }
                     tokio::time::sleep(PAUSE).await;
@@ -150,158 +250,255 @@ impl Overlay {
         }
     }
 
-    async fn try_acquire(
-        &mut self,
-        previous: Option<Subnet>,
-        leases: &mut BTreeMap<Subnet, Option<SubnetLease>>,
-    ) -> Result<Option<Held>> {
+    /// Brings the hub up to date about this machine, and this machine about the configuration. What cannot be done
+    /// leaves everything as it was, and is tried again.
+    async fn retake(&mut self, held: &mut Held) -> Result<()> {
+        match self.try_take(Some(held.key)).await {
+            Ok(Some(new)) => {
+                self.pending = None;
+                if new.key != held.key {
+                    warn!(before = %held.key, now = %new.key, "the subnet changed: containers need new addresses");
+                }
+                let before = std::mem::replace(held, new);
+                if (before.key, &before.config, &before.underlay) != (held.key, &held.config, &held.underlay)
+                {
+                    self.begin(held).await?;
+                }
+            }
+            Ok(None) => self.pending = Some(Instant::now()),
+            Err(error) => {
+                let away = error.downcast_ref::<StoreError>().is_some();
+                let text = format!("{error:#}");
+                if self.view.problem(Some(text.clone())) {
+                    warn!(error = text, "the network stays as it was");
+                }
+                self.pending = Some(Instant::now() + if away { PAUSE } else { REFUSED_PAUSE });
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_take(&mut self, previous: Option<SubnetKey>) -> Result<Option<Held>> {
         let section = &self.machine.config.overlay;
         let underlay = self.kernel.underlay(section.interface.as_deref()).await?;
-        let config = self.config().await?;
-        let listing = self.store.list(keys::SUBNETS).await?;
-        *leases = listing.items.iter().filter_map(|kv| read(&kv.key, &kv.value)).collect();
-        let list: Vec<Lease> = leases.iter().map(|(subnet, lease)| (*subnet, lease.clone())).collect();
-        let random = RandomState::new().build_hasher().finish();
-        let choice = overlay::choose_subnet(&config, &list, underlay.address, previous, random);
-        let (subnet, taken) = match choice {
-            Choice::Reuse(subnet) => (subnet, listing.items.iter().find(|kv| kv.key == keys::subnet(subnet))),
-            Choice::Take(subnet) => (subnet, None),
-            Choice::Full => bail!("every subnet of {} is taken: choose a larger network", config.network),
+        let facts = self.kernel.facts().await?;
+        let bridges = self.bridges();
+        let check = |config: &NetworkConfig, key: SubnetKey| check(config, key, &bridges, &facts, &underlay);
+        let wireguard = || tunnel::public_key(&self.places.state);
+        let claim = Claim {
+            store: &self.store,
+            machine: &self.machine.id,
+            network: section.network,
+            underlay: &underlay,
+            wireguard: &wireguard,
+            previous,
+            ttl: LEASE_TTL,
+            check: &check,
         };
-        let desired = Desired::new(&self.machine.id, &config, subnet, &underlay, &list);
-        let key = keys::subnet(subnet);
-        let lease = match taken {
-            // A key without a lease is a reservation: it stays one.
-            Some(kv) => kv.lease,
-            None => Some(self.store.grant(LEASE_TTL).await?),
+        let Some(Claimed { config, key, value, lease, others }) = claim.take().await? else {
+            return Ok(None);
         };
-        let guard = match taken {
-            Some(kv) => Guard::Unchanged(key.clone(), kv.mod_revision),
-            None => Guard::Absent(key.clone()),
-        };
-        let own = desired.lease();
-        if leases.get(&subnet) != Some(&Some(own.clone())) {
-            let value = serde_json::to_vec(&own).context("leases always render")?;
-            let write = Write::Put { key, value: value.into(), lease };
-            if !self.store.commit(&[guard], &[write]).await?.committed {
-                if let (None, Some(lease)) = (taken, lease) {
-                    self.store.revoke(lease).await?;
-                }
-                return Ok(None);
-            }
-            leases.insert(subnet, Some(own));
+        if self.roster.leases().is_empty() {
+            self.roster.reset(others, self.started.elapsed());
         }
         self.renewals.abort_all();
         if let Some(lease) = lease {
             self.renewals.spawn(renew(self.store.clone(), lease));
         }
-        info!(%subnet, ?choice, underlay = %underlay.name, address = %underlay.address, "subnet held");
-        Ok(Some(Held { config, subnet, underlay }))
+        self.view.problem(None);
+        info!(subnet = %key, underlay = %underlay.name, address = %underlay.address, "subnet held");
+        let held = Held { config, key, value: Some(value), underlay };
+        self.places.remember(&held, &self.roster.leases());
+        Ok(Some(held))
     }
 
-    /// The network's configuration; where there is none, this machine's is written.
-    async fn config(&self) -> Result<NetworkConfig> {
-        let key = keys::NETWORK_CONFIG;
-        if let Some(kv) = self.store.get(key).await? {
-            let text = str::from_utf8(&kv.value).with_context(|| format!("{key} is no UTF-8"))?;
-            return text.parse().with_context(|| format!("in {key}"));
-        }
-        let config =
-            NetworkConfig::vxlan(self.machine.config.overlay.network).context("in [overlay] network")?;
-        let write = Write::put(key, config.to_json());
-        self.store.commit(&[Guard::Absent(key.to_owned())], &[write]).await?;
-        // Whoever was faster decides.
-        let kv = self.store.get(key).await?.with_context(|| format!("{key} went away"))?;
-        str::from_utf8(&kv.value)?.parse().with_context(|| format!("in {key}"))
+    async fn as_cached(&mut self, cache: Option<&files::Cache>) -> Option<Held> {
+        let cache = cache?;
+        let underlay = self.kernel.underlay(self.machine.config.overlay.interface.as_deref()).await.ok()?;
+        let held = Held { config: cache.config.parse().ok()?, key: cache.subnet, value: None, underlay };
+        let others = cache.leases().into_iter().filter(|(key, _)| *key != held.key);
+        self.roster.reset(others, self.started.elapsed());
+        Some(held)
+    }
+
+    /// Every bridge that containers may be on.
+    fn bridges(&self) -> Vec<String> {
+        let section = &self.machine.config.overlay;
+        let mut bridges = vec![section.bridge.clone()];
+        bridges.extend(section.docker_network.as_ref().map(|_| DOCKER_BRIDGE.to_owned()));
+        bridges.extend(section.cni_config.as_ref().map(|_| CNI_BRIDGE.to_owned()));
+        bridges
     }
 
     /// Tells Docker and everybody else on this machine which subnet it has.
     async fn begin(&mut self, held: &Held) -> Result<()> {
         net::enable_forwarding().await?;
-        let mtu = held.underlay.mtu.saturating_sub(overlay::VXLAN_OVERHEAD);
-        let files = [
-            ("subnet.env", overlay::subnet_env(&held.config, held.subnet, mtu)),
-            ("docker.env", overlay::docker_env(held.subnet, mtu)),
-        ];
-        for (name, text) in files {
-            let path = Path::new(RUN_DIR).join(name);
-            write_file(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+        if held.config.v6.is_some() {
+            net::enable_forwarding6().await?;
         }
-        self.subnet.send_replace(Some(held.subnet));
+        let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
+        self.places.tell(&self.machine.config.overlay, held, overlay::network_mtu(&desired))?;
+        let own: BTreeSet<_> = desired.iter().filter_map(Desired::device).map(str::to_owned).collect();
+        self.superseded.append(&mut self.devices);
+        self.devices.clone_from(&own);
+        self.superseded.retain(|device| !own.contains(device));
+        self.docker_network = false;
+        self.subnet.send_replace(Some(held.key.v4));
         Ok(())
     }
 
-    /// Makes the kernel as it should be. What fails is tried again at the next change or tick.
-    async fn converge(&mut self, held: &Held, leases: &BTreeMap<Subnet, Option<SubnetLease>>) {
-        let list: Vec<Lease> = leases.iter().map(|(subnet, lease)| (*subnet, lease.clone())).collect();
-        let desired = Desired::new(&self.machine.id, &held.config, held.subnet, &held.underlay, &list);
-        let bridge = &self.machine.config.overlay.bridge;
-        let firewall = Firewall::new(&held.config, held.subnet, &desired, bridge);
+    /// What no announcement tells of: Docker that came up, a Docker that has another subnet.
+    async fn look_around(&mut self, held: &Held) {
+        if let Some(name) = self.machine.config.overlay.docker_network.clone()
+            && !self.docker_network
+        {
+            let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
+            self.docker_network =
+                files::docker_network(&name, held.key, overlay::network_mtu(&desired)).await;
+        }
+    }
+
+    /// One comparison of what is with what should be. Says when to make the next, if that is known.
+    async fn round(&mut self, held: &mut Held) -> Option<Instant> {
+        let start = Instant::now();
+        self.follow_underlay(held).await;
+        let again = self.roster.settle(self.started.elapsed());
+        let leases = self.roster.leases();
+        let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &leases);
+        let outcome = self.converge(held, &desired).await;
+        let problem = outcome.err().map(|error| format!("{error:#}"));
+        if let Some(problem) = &problem
+            && self.view.last_failure(Some(problem.clone()))
+        {
+            warn!(error = problem, "datapath not as it should be");
+        }
+        if problem.is_none() {
+            self.view.last_failure(None);
+        }
+        let handshakes = self.tunnel.handshakes().await;
+        self.view.round(held, &desired, self.roster.held(), &handshakes, start.elapsed());
+        if problem.is_none() {
+            self.converged = Some(desired);
+            self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+        } else {
+            self.converged = None;
+        }
+        again.map(|at| self.started + at)
+    }
+
+    /// The machine's address and its interface's MTU may change under us.
+    async fn follow_underlay(&mut self, held: &mut Held) {
+        let section = &self.machine.config.overlay;
+        let underlay = match self.kernel.underlay(section.interface.as_deref()).await {
+            Ok(underlay) if underlay != held.underlay => underlay,
+            // Between two addresses there may be none for a moment.
+            _ => return,
+        };
+        info!(address = %underlay.address, mtu = underlay.mtu, interface = %underlay.name, "underlay changed");
+        let moved = (underlay.address, underlay.address6) != (held.underlay.address, held.underlay.address6);
+        held.underlay = underlay;
+        if moved {
+            self.pending = Some(Instant::now());
+        }
+        if let Err(error) = self.begin(held).await {
+            warn!(error = format!("{error:#}"), "the machine was not told of it");
+        }
+    }
+
+    async fn converge(&mut self, held: &Held, desired: &[Desired]) -> Result<()> {
         // Rules first: the datapath is never open without them.
-        let wanted = (firewall, Path::new("/sys/class/net").join(bridge).exists());
-        if self.firewall.as_ref() != Some(&wanted) {
-            match net::apply_firewall(&wanted.0).await {
-                Ok(()) => self.firewall = Some(wanted),
-                Err(error) => {
-                    warn!(error = format!("{:#}", anyhow::Error::new(error)), "firewall not applied");
-                    return;
+        self.enforce(held, desired).await?;
+        match &held.config.backend {
+            Backend::Wireguard(options) => self.tunnel.ensure(&self.places.state, options, desired).await?,
+            _ => self.tunnel.close().await,
+        }
+        let mut outcome = Ok(());
+        for device in self.superseded.clone() {
+            let why = Mismatch::Superseded;
+            match self.kernel.apply(&Op::DeleteDevice { device: device.clone(), why }).await {
+                Ok(()) => drop(self.superseded.remove(&device)),
+                Err(error) => outcome = outcome.and(Err(Error::new(error))),
+            }
+        }
+        // Nobody wanted anything else than before: what is different now was done by somebody else.
+        let settled = self.converged.as_deref() == Some(desired);
+        for desired in desired {
+            let observed = self.kernel.observe(desired).await?;
+            let plan = overlay::plan(desired, &observed);
+            let mut made = 0;
+            for op in &plan {
+                match self.kernel.apply(op).await {
+                    Ok(()) => made += 1,
+                    // One peer that cannot be reached is no reason to leave out the others.
+                    Err(error) => outcome = outcome.and(Err(Error::new(error))),
                 }
             }
-        }
-        let observed = match self.kernel.observe(&desired.device.name).await {
-            Ok(observed) => observed,
-            Err(error) => {
-                warn!(error = format!("{:#}", anyhow::Error::new(error)), "datapath not read");
-                return;
+            if made > 0 {
+                info!(changes = made, repaired = settled, peers = desired.peers.len(), "datapath changed");
             }
-        };
-        let plan = overlay::plan(&desired, &observed);
-        for op in &plan {
-            if let Err(error) = self.kernel.apply(op).await {
-                warn!(error = format!("{:#}", anyhow::Error::new(error)), "datapath not changed");
-                return;
+            if settled {
+                self.view.repaired(made);
+            }
+            if let (Some(device), None) = (desired.device(), &observed.device) {
+                let there = self.kernel.exists(device).await?;
+                let missing = || anyhow::anyhow!("there is no device {device} although it was made");
+                ensure!(there, missing());
             }
         }
-        if !plan.is_empty() {
-            info!(changes = plan.len(), peers = desired.peers.len(), "datapath changed");
+        outcome
+    }
+
+    /// Puts the rules in place if they are not.
+    async fn enforce(&mut self, held: &Held, desired: &[Desired]) -> Result<()> {
+        let names = self.bridges();
+        let mut bridges = Vec::new();
+        for name in &names {
+            bridges.push(self.kernel.exists(name).await?);
         }
-        self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
-    }
-
-    fn remember(&self, held: &Held, leases: &BTreeMap<Subnet, Option<SubnetLease>>) {
-        let known =
-            leases.iter().filter_map(|(subnet, lease)| Some((subnet.key(), lease.clone()?))).collect();
-        let cache = Cache { v: 1, config: held.config.to_json(), subnet: held.subnet, leases: known };
-        let text = serde_json::to_string(&cache).expect("leases always render");
-        if let Err(error) = write_file(&Path::new(STATE_DIR).join("overlay.json"), &text) {
-            warn!(%error, "network not remembered: a reboot without the hub will wait for it");
+        let firewall = Firewall::new(&held.config, held.key, desired, &names);
+        let mark = net::rules_mark().await?;
+        let wanted = Rules { firewall, bridges, mark };
+        if self.rules.as_ref() == Some(&wanted) {
+            return Ok(());
         }
-    }
-
-    fn cached(&self) -> Option<Cache> {
-        let text = std::fs::read_to_string(Path::new(STATE_DIR).join("overlay.json")).ok()?;
-        serde_json::from_str(&text).ok()
-    }
-
-    async fn as_cached(
-        &self,
-        cache: Option<&Cache>,
-    ) -> Option<(Held, BTreeMap<Subnet, Option<SubnetLease>>)> {
-        let cache = cache?;
-        let underlay = self.kernel.underlay(self.machine.config.overlay.interface.as_deref()).await.ok()?;
-        let config = cache.config.parse().ok()?;
-        let leases: BTreeMap<_, _> = cache
-            .leases
-            .iter()
-            .filter_map(|(key, lease)| Some((Subnet::from_key(key)?, Some(lease.clone()))))
-            .collect();
-        Some((Held { config, subnet: cache.subnet, underlay }, leases))
+        let same = |rules: &Rules| (&rules.firewall, &rules.bridges) == (&wanted.firewall, &wanted.bridges);
+        let repaired = self.rules.as_ref().is_some_and(same);
+        self.rules = None;
+        net::apply_firewall(&wanted.firewall).await?;
+        let mark = net::rules_mark().await?;
+        if repaired {
+            info!("rules put in place again");
+            self.view.rules_repaired();
+        }
+        self.rules = Some(Rules { mark, ..wanted });
+        Ok(())
     }
 }
 
-fn read(key: &str, value: &[u8]) -> Option<(Subnet, Option<SubnetLease>)> {
-    let subnet = Subnet::from_key(key.strip_prefix(keys::SUBNETS)?)?;
-    Some((subnet, serde_json::from_slice(value).ok()))
+/// Refuses what this host cannot carry.
+fn check(
+    config: &NetworkConfig,
+    key: SubnetKey,
+    bridges: &[String],
+    facts: &HostFacts,
+    underlay: &Underlay,
+) -> Result<()> {
+    let clashes = overlay::clashes(config, Some(key), bridges, facts);
+    let told: Vec<String> = clashes.iter().map(ToString::to_string).collect();
+    ensure!(told.is_empty(), "the network's configuration is refused: {}", told.join("; "));
+    ensure!(
+        config.v6.is_none() || underlay.address6.is_some(),
+        "the network has `EnableIPv6`, and {} has no IPv6 address that stays: give it one",
+        underlay.name
+    );
+    Ok(())
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Keeps the subnet's lease for as long as the daemon runs; it outlives restarts by its length.

@@ -7,12 +7,14 @@
 mod discovery;
 /// Machines' metadata.
 mod metadata;
+/// The cluster network, and metrics.
+mod network;
 /// Maintenance, explanations, moves and events.
 mod operations;
 /// Updates, and units' history.
 mod rollouts;
 
-use super::{Machine, history, run, shell};
+use super::{Machine, history, metrics::Metrics, overlay::View, run, shell};
 use api::{
     ApiError, Place, Service,
     fleet::MetadataChange,
@@ -48,11 +50,19 @@ pub(super) struct Hub {
     machine: Machine,
     store: Store,
     systemd: Option<Systemd>,
+    network: Option<View>,
+    metrics: Metrics,
 }
 
 impl Hub {
-    pub(super) fn new(machine: Machine, store: Store, systemd: Option<Systemd>) -> Self {
-        Self { machine, store, systemd }
+    pub(super) fn new(
+        machine: Machine,
+        store: Store,
+        systemd: Option<Systemd>,
+        network: Option<View>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { machine, store, systemd, network, metrics }
     }
 
     async fn cluster(&self) -> Result<(Cluster, Revision), ApiError> {

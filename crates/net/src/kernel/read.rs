@@ -1,25 +1,28 @@
 //! From netlink's messages to the nouns of `muster_core::overlay`. Pure; what is not ours to know gives `None`.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use model::network::MacAddress;
 use muster_core::overlay::{FdbEntry, Neighbour, ObservedDevice, Route, Vxlan};
 use netlink_packet_route::{
-    address::{AddressAttribute, AddressMessage, AddressScope},
+    AddressFamily,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType},
 };
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// An IPv4 address on an interface.
+/// An address on an interface.
 pub(super) struct Held {
     pub(super) link: u32,
-    pub(super) address: Ipv4Net,
+    pub(super) address: IpNet,
     /// Others can reach it: neither loopback's nor link-local.
     pub(super) global: bool,
+    /// It comes and goes by itself: an IPv6 privacy address, or one that is not usable yet.
+    pub(super) fleeting: bool,
 }
 
 pub(super) fn name(link: &LinkMessage) -> String {
@@ -38,11 +41,7 @@ pub(super) fn mtu(link: &LinkMessage) -> u32 {
     mtu.unwrap_or_default()
 }
 
-pub(super) fn device(
-    link: &LinkMessage,
-    vxlan: Option<Vxlan>,
-    addresses: BTreeSet<Ipv4Net>,
-) -> ObservedDevice {
+pub(super) fn device(link: &LinkMessage, vxlan: Option<Vxlan>, addresses: BTreeSet<IpNet>) -> ObservedDevice {
     let mac = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Address(bytes) => mac(bytes),
         _ => None,
@@ -61,13 +60,15 @@ pub(super) fn vxlan(link: &LinkMessage) -> Option<(Vxlan, Option<u32>)> {
         LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
         _ => None,
     })?;
-    let mut vxlan = Vxlan { vni: 0, port: 0, local: None, underlay: None, learning: false };
+    let mut vxlan = Vxlan { vni: 0, port: 0, local: None, underlay: None, learning: false, gbp: false };
     let mut underlay = None;
     for info in data {
         match info {
             InfoVxlan::Id(vni) => vxlan.vni = *vni,
             InfoVxlan::Port(port) => vxlan.port = *port,
-            InfoVxlan::Local(local) => vxlan.local = Some(*local),
+            InfoVxlan::Local(local) => vxlan.local = Some((*local).into()),
+            InfoVxlan::Local6(local) => vxlan.local = Some((*local).into()),
+            InfoVxlan::Gbp => vxlan.gbp = true,
             InfoVxlan::Learning(learning) => vxlan.learning = *learning,
             InfoVxlan::Link(index) => underlay = Some(*index),
             _ => {}
@@ -79,12 +80,21 @@ pub(super) fn vxlan(link: &LinkMessage) -> Option<(Vxlan, Option<u32>)> {
 pub(super) fn address(message: &AddressMessage) -> Option<Held> {
     // `Local` is the interface's own; on a point-to-point link `Address` is the other end's.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
-    let address = Ipv4Net::new(local?, message.header.prefix_len).ok()?;
+    let other = || {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    };
+    let address = IpNet::new(local.or_else(other)?, message.header.prefix_len).ok()?;
     let global = message.header.scope == AddressScope::Universe;
-    Some(Held { link: message.header.index, address, global })
+    let fleeting = message.header.flags.intersects(
+        AddressHeaderFlags::Secondary | AddressHeaderFlags::Tentative | AddressHeaderFlags::Deprecated,
+    ) && address.addr().is_ipv6();
+    Some(Held { link: message.header.index, address, global, fleeting })
 }
 
 /// Metric and interface of a default route.
@@ -93,34 +103,42 @@ pub(super) fn default_route(message: &RouteMessage) -> Option<(u32, u32)> {
     ours.then(|| Some((metric(message), outgoing(message)?))).flatten()
 }
 
-/// A route that leaves by the interface `link`.
-pub(super) fn route(message: &RouteMessage, link: u32) -> Option<Route> {
-    if !is_plain(message) || outgoing(message) != Some(link) {
+/// A route, and the interface that it leaves by. The name of that is still missing.
+pub(super) fn route(message: &RouteMessage) -> Option<(u32, Route)> {
+    if !is_plain(message) {
         return None;
     }
-    let v4 = |wanted: fn(&RouteAttribute) -> Option<&RouteAddress>| {
-        message.attributes.iter().find_map(|attribute| match wanted(attribute) {
-            Some(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
-        })
-    };
-    let destination = v4(|attribute| match attribute {
-        RouteAttribute::Destination(address) => Some(address),
-        _ => None,
-    });
-    let via = v4(|attribute| match attribute {
-        RouteAttribute::Gateway(address) => Some(address),
-        _ => None,
-    });
+    let link = outgoing(message)?;
     let header = &message.header;
-    let destination = destination.unwrap_or(Ipv4Addr::UNSPECIFIED);
-    Some(Route {
-        destination: Ipv4Net::new(destination, header.destination_prefix_length).ok()?,
+    let none = match header.address_family {
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    let via = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        _ => None,
+    });
+    let route = Route {
+        device: String::new(),
+        destination: IpNet::new(destination.unwrap_or(none), header.destination_prefix_length).ok()?,
         via,
         onlink: header.flags.contains(RouteFlags::Onlink),
         metric: metric(message),
         protocol: header.protocol.into(),
-    })
+    };
+    Some((link, route))
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 /// Unicast, in the main table, whatever the type of service.
@@ -150,7 +168,7 @@ fn outgoing(message: &RouteMessage) -> Option<u32> {
     })
 }
 
-/// An IPv4 neighbour on the interface `link`.
+/// A neighbour on the interface `link`.
 pub(super) fn neighbour(message: &NeighbourMessage, link: u32) -> Option<Neighbour> {
     let address = destination(message).filter(|_| message.header.ifindex == link)?;
     let permanent = message.header.state == NeighbourState::Permanent;
@@ -165,13 +183,16 @@ pub(super) fn fdb_entry(message: &NeighbourMessage, link: u32) -> Option<FdbEntr
     Some(FdbEntry { mac: hardware(message)?, destination, permanent })
 }
 
-fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
-        // In the bridge's family the address comes as bytes; four of them are IPv4.
-        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
-        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some((*address).into()),
+        // In the bridge's family the address comes as bytes: four of IPv4, sixteen of IPv6.
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+            16 => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
+            _ => None,
+        },
         _ => None,
     })
 }

@@ -1,16 +1,21 @@
 //! Peers, repair, and what must not be touched.
 
 use crate::lab::{Cluster, Machine};
-use model::{Subnet, network::MacAddress};
-use muster_core::overlay::{Desired, Mismatch, Observed, Op, Peer, ROUTE_PROTOCOL, Underlay};
+use ipnet::IpNet;
+use model::network::MacAddress;
+use muster_core::overlay::{Desired, Device, Mismatch, Observed, Op, Peer, ROUTE_PROTOCOL, Tunnel, Underlay};
 use net::NetError;
 use std::{
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
-fn observe(machine: &Machine) -> Observed {
-    machine.host.kernel(async |kernel| kernel.observe("flannel.1").await.expect("the kernel answers"))
+fn observe(machine: &Machine, desired: &Desired) -> Observed {
+    machine.host.kernel(async |kernel| kernel.observe(desired).await.expect("the kernel answers"))
+}
+
+fn device(desired: &Desired) -> &Device {
+    desired.vtep().expect("VXLAN")
 }
 
 fn kinds(ops: &[Op]) -> Vec<String> {
@@ -43,7 +48,7 @@ fn what_is_deleted_by_hand_is_announced_and_comes_back() {
     cluster.converge();
     let [one, two] = cluster.machines.as_slice() else { panic!("two machines") };
     let desired = cluster.desired(one);
-    let mac = cluster.desired(two).device.mac;
+    let mac = device(&cluster.desired(two)).mac;
     let repaired = |damage: &str, expected: &[&str]| {
         one.host.kernel(async |kernel| {
             let mut changes = kernel.changes().expect("a subscription");
@@ -67,7 +72,11 @@ fn what_is_deleted_by_hand_is_announced_and_comes_back() {
         "ip link del flannel.1",
         &["CreateDevice", "AddAddress", "SetUp", "SetNeighbour", "SetFdb", "AddRoute"],
     );
-    assert_eq!(observe(one).device.and_then(|device| device.mac), Some(desired.device.mac), "peers know it");
+    assert_eq!(
+        observe(one, &desired).device.and_then(|device| device.mac),
+        Some(device(&desired).mac),
+        "peers know it"
+    );
     two.container.reaches(one.container_ip, two.container_ip);
 }
 
@@ -77,17 +86,17 @@ fn a_peer_that_left_or_changed_is_followed() {
     cluster.converge();
     let [one, two, three] = cluster.machines.as_slice() else { panic!("three machines") };
     let mut desired = cluster.desired(one);
-    desired.peers.remove(&three.subnet);
+    desired.peers.remove(&IpNet::from(three.subnet.net()));
     assert_eq!(kinds(&one.converge(&desired)), ["RemoveRoute", "RemoveFdb", "RemoveNeighbour"]);
-    let observed = observe(one);
+    let observed = observe(one, &desired);
     assert_eq!((observed.routes.len(), observed.fdb.len()), (1, 1), "{observed:?}");
 
     // The second machine's subnet moves to the third: its address and its device are others.
-    let moved = Peer { public_ip: three.ip, mac: cluster.desired(three).device.mac };
-    desired.peers.insert(two.subnet, moved);
+    let mac = device(&cluster.desired(three)).mac;
+    desired.peers.insert(two.subnet.net().into(), Peer::vxlan(three.ip, mac));
     assert_eq!(kinds(&one.converge(&desired)), ["SetNeighbour", "SetFdb", "RemoveFdb"]);
     // Only its address changes: the entry for the same device is replaced.
-    desired.peers.insert(two.subnet, Peer { public_ip: two.ip, ..moved });
+    desired.peers.insert(two.subnet.net().into(), Peer::vxlan(two.ip, mac));
     assert_eq!(kinds(&one.converge(&desired)), ["SetFdb"]);
     assert_eq!(one.plan(&desired), []);
 }
@@ -99,7 +108,9 @@ fn a_device_that_cannot_be_changed_is_made_anew() {
     let [one, two] = cluster.machines.as_slice() else { panic!("two machines") };
     one.host.run("ip address add 192.168.77.101/24 dev eth0");
     let mut desired = cluster.desired(one);
-    desired.device.local = Ipv4Addr::new(192, 168, 77, 101);
+    if let Some(Tunnel::Vxlan(device)) = &mut desired.tunnel {
+        device.local = Ipv4Addr::new(192, 168, 77, 101).into();
+    }
     let ops = one.converge(&desired);
     assert!(matches!(ops.first(), Some(Op::DeleteDevice { why: Mismatch::Local, .. })), "{ops:?}");
     assert_eq!(one.plan(&desired), []);
@@ -169,8 +180,16 @@ fn the_underlay_is_found_by_name_by_address_and_by_the_default_route() {
     let one = &cluster.machines[0];
     one.host.kernel(async |kernel| {
         let found = kernel.underlay(None).await.expect("the default route's");
-        let expected = Underlay { name: "eth0".to_owned(), index: found.index, address: one.ip, mtu: 1500 };
+        let expected = Underlay {
+            name: "eth0".to_owned(),
+            index: found.index,
+            address: one.ip,
+            address6: None,
+            links: found.links.clone(),
+            mtu: 1500,
+        };
         assert_eq!(found, expected);
+        assert!(found.links.iter().any(|link| link.to_string() == "192.168.77.0/24"), "{found:?}");
         assert_eq!(kernel.underlay(Some("eth0")).await.expect("by name"), found);
         assert_eq!(kernel.underlay(Some("192.168.77.1")).await.expect("by address"), found);
         assert_eq!(kernel.underlay(Some("docker0")).await.expect("another").address, one.subnet.bridge());
@@ -193,8 +212,8 @@ fn a_plan_for_a_large_cluster_comes_to_rest() {
         let base = Ipv4Addr::from(0x0a01_0000 + (number << 8));
         let [_, _, high, low] = number.to_be_bytes();
         let mac = MacAddress([2, 1, 0, 0, high, low]);
-        let subnet = Subnet::new(ipnet::Ipv4Net::new(base, 24).expect("a length"));
-        (subnet, Peer { public_ip: Ipv4Addr::new(192, 168, high + 100, low), mac })
+        let subnet = IpNet::new(base.into(), 24).expect("a length");
+        (subnet, Peer::vxlan(Ipv4Addr::new(192, 168, high + 100, low), mac))
     };
     let desired = Desired { peers: (2..252).map(peer).collect(), ..own };
     let start = Instant::now();

@@ -2,7 +2,7 @@
 //! same packet arrives.
 
 use crate::lab::{Cluster, Machine, Namespace};
-use net::{NetError, apply_firewall, remove_firewall};
+use net::{NetError, apply_firewall, remove_firewall, rules_mark};
 use std::{net::Ipv4Addr, time::Duration};
 
 fn fence(cluster: &Cluster, machine: &Machine) {
@@ -106,7 +106,7 @@ fn forged_vxlan_is_not_unpacked() {
     let cluster = open_cluster();
     let one = &cluster.machines[0];
     let forger = cluster.outsider(201);
-    let mac = cluster.desired(one).device.mac;
+    let mac = cluster.desired(one).vtep().expect("VXLAN").mac;
     forger.run("ip link add vx type vxlan id 1 local 192.168.77.201 dev eth0 dstport 8472 nolearning");
     forger.run("ip address add 10.1.9.0/32 dev vx");
     forger.run("ip link set vx up");
@@ -267,8 +267,43 @@ fn what_nft_says_is_in_the_error() {
     let cluster = Cluster::new(1);
     let one = &cluster.machines[0];
     let mut firewall = cluster.firewall(one);
-    firewall.bridge = "a\"b".to_owned();
+    firewall.bridges = vec!["a\"b".to_owned()];
     let error = one.host.block_on(async || apply_firewall(&firewall).await).expect_err("no such name");
     assert!(matches!(&error, NetError::Failed { .. }), "{error:?}");
     assert!(error.to_string().contains("syntax error"), "{error}");
+}
+
+#[test]
+fn point_10_whatever_is_done_to_our_rules_shows_without_running_a_program() {
+    let cluster = open_cluster();
+    let one = &cluster.machines[0];
+    let mark = || one.host.block_on(async || rules_mark().await.expect("the kernel answers"));
+    fence(&cluster, one);
+    let before = mark();
+    assert_eq!(mark(), before, "nothing changed");
+    for damage in [
+        "nft flush ruleset",
+        "nft delete table inet muster",
+        "nft flush chain inet muster forward",
+        "nft flush set inet muster peers",
+        "nft add element inet muster peers { 192.168.77.66 }",
+        "iptables -D FORWARD -j MUSTER-FORWARD",
+        "iptables -F MUSTER-OVERLAY",
+        "iptables -N DOCKER-USER",
+    ] {
+        fence(&cluster, one);
+        let whole = mark();
+        one.host.kernel(async |kernel| {
+            let mut changes = kernel.changes().expect("a subscription");
+            one.host.run(damage);
+            let signal = tokio::time::timeout(Duration::from_secs(10), changes.next()).await;
+            assert_eq!(signal, Ok(Some(())), "{damage}: no signal");
+        });
+        assert_ne!(mark(), whole, "{damage}");
+    }
+    // What is others' does not count.
+    let whole = mark();
+    one.host.run("nft add table inet others");
+    one.host.run("iptables -A FORWARD -s 10.99.0.0/16 -j DROP");
+    assert_eq!(mark(), whole);
 }

@@ -3,8 +3,8 @@
 //! Invariant: nothing is left behind. A namespace is held by a child process that ends when this process does,
 //! however that happens, and the namespace with it.
 
-use model::{MachineId, NetworkConfig, Subnet, SubnetLease};
-use muster_core::overlay::{Desired, Firewall, Lease, Op, plan};
+use model::{MachineId, NetworkConfig, Subnet};
+use muster_core::overlay::{Desired, Firewall, Lease, Op, Underlay, own_lease, plan};
 use net::{Kernel, enable_forwarding};
 use std::{
     fs::{self, File},
@@ -200,6 +200,10 @@ impl Machine {
         machine
     }
 
+    pub fn underlay(&self) -> Underlay {
+        self.host.kernel(async |kernel| kernel.underlay(None).await.expect("a default route"))
+    }
+
     /// Makes the machine's kernel what it should be, and gives the operations that this took.
     pub fn converge(&self, desired: &Desired) -> Vec<Op> {
         let ops = self.plan(desired);
@@ -212,9 +216,8 @@ impl Machine {
     }
 
     pub fn plan(&self, desired: &Desired) -> Vec<Op> {
-        self.host.kernel(async |kernel| {
-            plan(desired, &kernel.observe(&desired.device.name).await.expect("the kernel answers"))
-        })
+        self.host
+            .kernel(async |kernel| plan(desired, &kernel.observe(desired).await.expect("the kernel answers")))
     }
 }
 
@@ -256,18 +259,15 @@ impl Cluster {
 
     /// What every machine publishes.
     pub fn leases(&self) -> Vec<Lease> {
-        let lease = |machine: &Machine| (machine.subnet, Some(self.desired_with(machine, &[]).lease()));
+        let lease = |machine: &Machine| {
+            let own = own_lease(&machine.id, &self.config, &machine.underlay(), None);
+            (machine.subnet.into(), Some(own))
+        };
         self.machines.iter().map(lease).collect()
     }
 
     pub fn desired(&self, machine: &Machine) -> Desired {
-        self.desired_with(machine, &self.leases())
-    }
-
-    pub fn desired_with(&self, machine: &Machine, leases: &[(Subnet, Option<SubnetLease>)]) -> Desired {
-        let underlay =
-            machine.host.kernel(async |kernel| kernel.underlay(None).await.expect("a default route"));
-        Desired::new(&machine.id, &self.config, machine.subnet, &underlay, leases)
+        Desired::new(&machine.id, &self.config, machine.subnet, &machine.underlay(), &self.leases())
     }
 
     /// Builds every machine's datapath.
@@ -276,6 +276,7 @@ impl Cluster {
     }
 
     pub fn firewall(&self, machine: &Machine) -> Firewall {
-        Firewall::new(&self.config, machine.subnet, &self.desired(machine), "docker0")
+        let desired = self.desired(machine);
+        Firewall::new(&self.config, machine.subnet.into(), &[desired], &["docker0".to_owned()])
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::net::Ipv4Addr;
 
 /// The kernel's state around one device name, and how operations change it.
 #[derive(Debug, Clone, Default)]
@@ -13,15 +14,23 @@ impl Kernel {
     }
 
     fn device(&mut self, name: &str) -> &mut ObservedDevice {
-        assert_eq!(name, desired().device.name);
+        assert_eq!(name, "flannel.1");
         self.0.device.as_mut().expect("an operation on the device needs the device")
+    }
+
+    fn assert_up(&mut self, name: &str) {
+        assert!(
+            name == "eth0" || self.device(name).up,
+            "the kernel refuses routes over a device that is down"
+        );
     }
 
     fn apply_one(&mut self, op: &Op) {
         match op {
             Op::DeleteDevice { .. } => {
                 assert!(self.0.device.is_some());
-                self.0 = Observed::default();
+                self.0.routes.retain(|route| route.device != "flannel.1");
+                self.0 = Observed { routes: std::mem::take(&mut self.0.routes), ..Observed::default() };
             }
             Op::CreateDevice { device } => {
                 assert!(self.0.device.is_none());
@@ -37,7 +46,7 @@ impl Kernel {
                 let addresses = &mut self.device(device).addresses;
                 assert!(addresses.remove(address));
                 if addresses.is_empty() {
-                    self.0.routes.clear();
+                    self.0.routes.retain(|route| route.device != "flannel.1");
                     self.0.neighbours.clear();
                 }
             }
@@ -52,17 +61,17 @@ impl Kernel {
                 self.0.fdb.retain(|other| other.mac != *mac);
                 self.0.fdb.push(FdbEntry { mac: *mac, destination: *destination, permanent: true });
             }
-            Op::AddRoute { device, route } => {
-                assert!(self.device(device).up, "the kernel refuses routes over a device that is down");
+            Op::AddRoute { route } => {
+                self.assert_up(&route.device);
                 assert!(!self.0.routes.iter().any(|other| place(other) == place(route)), "EEXIST");
-                self.0.routes.push(*route);
+                self.0.routes.push(route.clone());
             }
-            Op::ReplaceRoute { device, route } => {
-                assert!(self.device(device).up);
+            Op::ReplaceRoute { route } => {
+                self.assert_up(&route.device);
                 self.0.routes.retain(|other| place(other) != place(route));
-                self.0.routes.push(*route);
+                self.0.routes.push(route.clone());
             }
-            Op::RemoveRoute { route, .. } => self.0.routes.retain(|other| other != route),
+            Op::RemoveRoute { route } => self.0.routes.retain(|other| other != route),
             Op::RemoveFdb { mac, destination, .. } => {
                 self.0.fdb.retain(|other| (other.mac, other.destination) != (*mac, *destination));
             }
@@ -73,7 +82,7 @@ impl Kernel {
     }
 }
 
-fn place(route: &Route) -> (Ipv4Net, u32) {
+fn place(route: &Route) -> (IpNet, u32) {
     (route.destination, route.metric)
 }
 
@@ -87,6 +96,7 @@ fn fresh(device: &Device) -> ObservedDevice {
             local: Some(device.local),
             underlay: Some(device.underlay.clone()),
             learning: false,
+            gbp: false,
         }),
         mac: Some(device.mac),
         mtu: device.mtu,
@@ -98,12 +108,16 @@ fn mac(last: u8) -> MacAddress {
     MacAddress([2, 0, 0, 0, 0, last])
 }
 
-fn subnet(third: u8) -> Subnet {
-    Subnet::new(Ipv4Net::new_assert(Ipv4Addr::new(10, 1, third, 0), 24))
+fn subnet(third: u8) -> IpNet {
+    IpNet::new_assert(Ipv4Addr::new(10, 1, third, 0).into(), 24)
+}
+
+fn base(third: u8) -> IpAddr {
+    subnet(third).network()
 }
 
 fn peer(last: u8) -> Peer {
-    Peer { public_ip: Ipv4Addr::new(192, 168, 77, last), mac: mac(last) }
+    Peer::vxlan(Ipv4Addr::new(192, 168, 77, last), mac(last))
 }
 
 fn desired() -> Desired {
@@ -112,17 +126,33 @@ fn desired() -> Desired {
         vni: 1,
         port: 8472,
         mac: mac(1),
-        local: Ipv4Addr::new(192, 168, 77, 1),
+        local: Ipv4Addr::new(192, 168, 77, 1).into(),
         underlay: "eth0".to_owned(),
+        learning: false,
+        gbp: false,
         mtu: 1450,
-        address: Ipv4Addr::new(10, 1, 1, 0),
+        address: base(1),
     };
-    Desired { device, peers: BTreeMap::from([(subnet(2), peer(2)), (subnet(3), peer(3))]) }
+    let (family, underlay) = (Family::V4, "eth0".to_owned());
+    let tunnel = Some(Tunnel::Vxlan(device));
+    Desired {
+        family,
+        tunnel,
+        underlay,
+        mtu: 1450,
+        peers: BTreeMap::from([(subnet(2), peer(2)), (subnet(3), peer(3))]),
+    }
 }
 
 fn route(third: u8) -> Route {
-    let net = subnet(third).net();
-    Route { destination: net, via: Some(net.network()), onlink: true, metric: 0, protocol: ROUTE_PROTOCOL }
+    Route {
+        device: device(),
+        destination: subnet(third),
+        via: Some(base(third)),
+        onlink: true,
+        metric: 0,
+        protocol: ROUTE_PROTOCOL,
+    }
 }
 
 fn converged(desired: &Desired) -> Kernel {
@@ -139,16 +169,16 @@ fn device() -> String {
 fn an_empty_kernel_gets_device_then_each_peer_in_order() {
     let mut desired = desired();
     desired.peers.remove(&subnet(3));
-    let (Peer { public_ip, mac }, address) = (peer(2), subnet(2).base());
+    let (public_ip, mac, address) = (peer(2).public_ip, mac(2), base(2));
     assert_eq!(
         plan(&desired, &Observed::default()),
         [
-            Op::CreateDevice { device: desired.device.clone() },
+            Op::CreateDevice { device: desired.vtep().expect("VXLAN").clone() },
             Op::AddAddress { device: device(), address: "10.1.1.0/32".parse().expect("a network") },
             Op::SetUp { device: device() },
             Op::SetNeighbour { device: device(), address, mac },
             Op::SetFdb { device: device(), mac, destination: public_ip },
-            Op::AddRoute { device: device(), route: route(2) },
+            Op::AddRoute { route: route(2) },
         ]
     );
     assert_eq!(plan(&desired, &converged(&desired).0), []);
@@ -162,9 +192,9 @@ fn a_peer_that_left_is_taken_down_in_reverse() {
     assert_eq!(
         plan(&desired, &kernel.0),
         [
-            Op::RemoveRoute { device: device(), route: route(3) },
+            Op::RemoveRoute { route: route(3) },
             Op::RemoveFdb { device: device(), mac: mac(3), destination: peer(3).public_ip },
-            Op::RemoveNeighbour { device: device(), address: subnet(3).base() },
+            Op::RemoveNeighbour { device: device(), address: base(3) },
         ]
     );
 }
@@ -177,7 +207,7 @@ fn a_peer_that_moved_is_replaced_without_losing_its_route() {
     assert_eq!(
         plan(&desired, &kernel.0),
         [
-            Op::SetNeighbour { device: device(), address: subnet(3).base(), mac: mac(4) },
+            Op::SetNeighbour { device: device(), address: base(3), mac: mac(4) },
             Op::SetFdb { device: device(), mac: mac(4), destination: peer(4).public_ip },
             Op::RemoveFdb { device: device(), mac: mac(3), destination: peer(3).public_ip },
         ]
@@ -189,7 +219,7 @@ fn what_somebody_deleted_by_hand_comes_back() {
     let desired = desired();
     let mut kernel = converged(&desired);
     kernel.0.routes.retain(|other| *other != route(2));
-    assert_eq!(plan(&desired, &kernel.0), [Op::AddRoute { device: device(), route: route(2) }]);
+    assert_eq!(plan(&desired, &kernel.0), [Op::AddRoute { route: route(2) }]);
 }
 
 #[test]
@@ -200,7 +230,7 @@ fn only_what_cannot_be_changed_costs_the_device() {
         kernel.0.device.iter_mut().for_each(change);
         plan(&desired, &kernel.0)
     };
-    let address: Ipv4Net = "10.1.9.0/32".parse().expect("a network");
+    let address: IpNet = "10.1.9.0/32".parse().expect("a network");
     assert_eq!(changed(|device| device.mtu = 1400), [Op::SetMtu { device: device(), mtu: 1450 }]);
     assert_eq!(changed(|device| device.up = false), [Op::SetUp { device: device() }]);
     assert_eq!(
@@ -239,16 +269,60 @@ fn flannels_routes_are_taken_over_and_strangers_stay() {
     kernel.0.routes = vec![flannels(2), route(3), flannels(40), strangers];
     assert_eq!(
         plan(&desired, &kernel.0),
+        [Op::ReplaceRoute { route: route(2) }, Op::RemoveRoute { route: flannels(40) },]
+    );
+}
+
+#[test]
+fn peers_on_the_link_are_next_hops_and_our_mark_is_collected_anywhere() {
+    let mut desired = desired();
+    let mut kernel = converged(&desired);
+    for peer in desired.peers.values_mut() {
+        peer.via = Via::Direct;
+    }
+    let direct = |third: u8| Route {
+        device: "eth0".to_owned(),
+        via: Some(Ipv4Addr::new(192, 168, 77, third).into()),
+        onlink: false,
+        ..route(third)
+    };
+    let stale = Route { destination: subnet(9), ..direct(9) };
+    let foreign = Route { protocol: BOOT, ..direct(50) };
+    kernel.0.routes.extend([stale.clone(), foreign.clone()]);
+    let ops = plan(&desired, &kernel.0);
+    assert_eq!(ops.first(), Some(&Op::ReplaceRoute { route: direct(2) }));
+    assert!(ops.contains(&Op::RemoveRoute { route: stale }), "{ops:?}");
+    kernel.apply(&ops);
+    assert_eq!(plan(&desired, &kernel.0), []);
+    assert!(kernel.0.routes.contains(&foreign) && kernel.0.fdb.is_empty());
+}
+
+#[test]
+fn nothing_hangs_on_a_wireguard_device_before_it_is_there() {
+    let mut desired = desired();
+    desired.tunnel = Some(Tunnel::Wireguard { name: device(), mtu: 1420, address: base(1) });
+    for peer in desired.peers.values_mut() {
+        peer.via = Via::Wireguard { key: "key".to_owned(), port: 51820 };
+    }
+    assert_eq!(plan(&desired, &Observed::default()), []);
+    let there =
+        ObservedDevice { index: 5, up: false, vxlan: None, mac: None, mtu: 1420, addresses: BTreeSet::new() };
+    let observed = Observed { device: Some(there), ..Observed::default() };
+    let over = |third| Route { via: None, onlink: false, ..route(third) };
+    assert_eq!(
+        plan(&desired, &observed),
         [
-            Op::ReplaceRoute { device: device(), route: route(2) },
-            Op::RemoveRoute { device: device(), route: flannels(40) },
+            Op::AddAddress { device: device(), address: base(1).into() },
+            Op::SetUp { device: device() },
+            Op::AddRoute { route: over(2) },
+            Op::AddRoute { route: over(3) },
         ]
     );
 }
 
 #[test]
 fn operations_are_data_that_can_be_logged() {
-    let op = Op::SetNeighbour { device: device(), address: subnet(2).base(), mac: mac(2) };
+    let op = Op::SetNeighbour { device: device(), address: base(2), mac: mac(2) };
     assert_eq!(
         serde_json::to_string(&op).expect("renders"),
         r#"{"op":"set-neighbour","device":"flannel.1","address":"10.1.2.0","mac":"02:00:00:00:00:02"}"#
@@ -279,16 +353,17 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             let vxlan = vxlan.map(|(vni, port, local, underlay, learning)| Vxlan {
                 vni,
                 port,
-                local: (local == 1).then_some(desired().device.local),
+                local: (local == 1).then_some(Ipv4Addr::new(192, 168, 77, 1).into()),
                 underlay: (underlay == 1).then(|| "eth0".to_owned()),
                 learning,
+                gbp: false,
             });
-            let addresses = addresses.into_iter().map(|third| Ipv4Net::from(subnet(third).base())).collect();
+            let addresses = addresses.into_iter().map(|third| IpNet::from(base(third))).collect();
             let device = ObservedDevice { index: 5, up, vxlan, mac: hardware.map(mac), mtu, addresses };
             let mut routes: Vec<Route> = routes
                 .into_iter()
                 .map(|(third, via, onlink, metric, protocol)| Route {
-                    via: (via == 1).then(|| subnet(third).base()),
+                    via: (via == 1).then(|| base(third)),
                     onlink,
                     metric,
                     protocol,
@@ -302,7 +377,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             let mut neighbours: Vec<Neighbour> = neighbours
                 .into_iter()
                 .map(|(third, known, permanent)| Neighbour {
-                    address: subnet(third).base(),
+                    address: base(third),
                     mac: known.map(mac),
                     permanent,
                 })
@@ -324,11 +399,9 @@ fn any_observed() -> impl Strategy<Value = Observed> {
 }
 
 /// Peers of which some share addresses, as cloned machines do.
-fn any_peers() -> impl Strategy<Value = BTreeMap<Subnet, Peer>> {
+fn any_peers() -> impl Strategy<Value = BTreeMap<IpNet, Peer>> {
     proptest::collection::btree_map(2_u8..8, (2_u8..8, 2_u8..8), 0..6).prop_map(|peers| {
-        let one = |(third, (ip, hardware))| {
-            (subnet(third), Peer { public_ip: peer(ip).public_ip, mac: mac(hardware) })
-        };
+        let one = |(third, (ip, hardware))| (subnet(third), Peer::vxlan(peer(ip).public_ip, mac(hardware)));
         peers.into_iter().map(one).collect()
     })
 }
@@ -345,7 +418,7 @@ proptest! {
         let lost_addresses = ops.iter().any(|op| matches!(op, Op::RemoveAddress { .. }));
         if !recreated && !lost_addresses {
             for stranger in observed.routes.iter().filter(|route| route.protocol == 4) {
-                let ours = desired.peers.keys().any(|peer| place(stranger) == (peer.net(), 0));
+                let ours = desired.peers.keys().any(|peer| place(stranger) == (*peer, 0));
                 prop_assert!(ours || kernel.0.routes.contains(stranger), "{:?} was not ours", stranger);
             }
         }

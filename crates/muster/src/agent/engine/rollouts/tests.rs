@@ -31,7 +31,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let store = Store::memory();
-        Self { hub: Hub::new(machine(), store.clone(), None), store }
+        Self { hub: Hub::new(machine(), store.clone(), None, None, crate::agent::metrics::Metrics::default()), store }
     }
 
     async fn submit(&self, unit: &str, text: String, desired: DesiredState) {

@@ -1,0 +1,152 @@
+//! What the overlay tells the machine, and what it remembers: flannel's `subnet.env`, Docker's options, a CNI
+//! configuration, and the network as last known for a boot without the hub.
+
+use super::{Held, write_file};
+use crate::config::OverlaySection;
+use anyhow::{Context, Result};
+use model::{SubnetKey, SubnetLease};
+use muster_core::overlay::{self, Lease};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::process::Command;
+use tracing::{debug, info, warn};
+
+/// Docker answers at once, or it is starting.
+const DOCKER_TIMEOUT: Duration = Duration::from_secs(20);
+/// The bridge of the named Docker network.
+pub(super) const DOCKER_BRIDGE: &str = "muster0";
+/// The bridge of runtimes that speak CNI.
+pub(super) const CNI_BRIDGE: &str = "cni0";
+
+/// Where files go.
+#[derive(Debug, Clone)]
+pub(in crate::agent) struct Places {
+    /// What outlives a reboot.
+    pub(in crate::agent) state: PathBuf,
+    /// What a reboot clears.
+    pub(in crate::agent) run: PathBuf,
+}
+
+/// What a machine needs to join the network while the hub is away.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Cache {
+    v: u32,
+    pub(super) config: String,
+    #[serde(deserialize_with = "either_form")]
+    pub(super) subnet: SubnetKey,
+    leases: BTreeMap<String, SubnetLease>,
+}
+
+/// A subnet as its key, or as a network, which an older version wrote.
+fn either_form<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SubnetKey, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.replace('/', "-").parse().map_err(serde::de::Error::custom)
+}
+
+impl Cache {
+    /// What our devices were called.
+    pub(super) fn devices(&self) -> BTreeSet<String> {
+        let config = self.config.parse::<model::NetworkConfig>();
+        config.map(|config| overlay::devices(&config)).unwrap_or_default()
+    }
+
+    pub(super) fn leases(&self) -> Vec<Lease> {
+        let read = |(key, lease): (&String, &SubnetLease)| Some((key.parse().ok()?, Some(lease.clone())));
+        self.leases.iter().filter_map(read).collect()
+    }
+}
+
+impl Places {
+    fn cache(&self) -> PathBuf {
+        self.state.join("overlay.json")
+    }
+
+    pub(super) fn remember(&self, held: &Held, leases: &[Lease]) {
+        let known =
+            leases.iter().filter_map(|(key, lease)| Some((key.to_string(), lease.clone()?))).collect();
+        let cache = Cache { v: 1, config: held.config.to_json(), subnet: held.key, leases: known };
+        let text = serde_json::to_string(&cache).expect("leases always render");
+        if std::fs::read_to_string(self.cache()).is_ok_and(|before| before == text) {
+            return;
+        }
+        if let Err(error) = write_file(&self.cache(), &text) {
+            warn!(%error, "network not remembered: a reboot without the hub will wait for it");
+        }
+    }
+
+    pub(super) fn cached(&self) -> Option<Cache> {
+        let text = std::fs::read_to_string(self.cache()).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Tells container runtimes which subnet they have. Files that are right already are not touched.
+    pub(super) fn tell(&self, section: &OverlaySection, held: &Held, mtu: u32) -> Result<()> {
+        let mut files = vec![
+            (self.run.join("subnet.env"), overlay::subnet_env(&held.config, held.key, mtu)),
+            (self.run.join("docker.env"), overlay::docker_env(held.key, mtu)),
+        ];
+        if let Some(path) = &section.cni_config {
+            files.push((path.clone(), overlay::cni_config(held.key, mtu)));
+        }
+        for (path, text) in files {
+            if std::fs::read_to_string(&path).is_ok_and(|before| before == text) {
+                continue;
+            }
+            let cannot = || format!("cannot write {}", path.display());
+            std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).with_context(cannot)?;
+            write_file(&path, &text).with_context(cannot)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the Docker network `name` with this machine's subnet, if Docker answers and has none of that name. One with
+/// another subnet is made anew as long as nothing is attached to it. Says whether there is nothing left to do.
+pub(super) async fn docker_network(name: &str, key: SubnetKey, mtu: u32) -> bool {
+    let inspected =
+        docker(&["network", "inspect", "--format", "{{range .IPAM.Config}}{{.Subnet}} {{end}}", name]).await;
+    match inspected {
+        Ok(subnets) if subnets.split_whitespace().any(|subnet| subnet == key.v4.to_string()) => return true,
+        Ok(subnets) => {
+            if let Err(error) = docker(&["network", "rm", name]).await {
+                warn!(network = name, %subnets, subnet = %key.v4, error = format!("{error:#}"),
+                    "the Docker network has another subnet: stop its containers");
+                return false;
+            }
+        }
+        Err(error) => debug!(network = name, error = format!("{error:#}"), "no such Docker network yet"),
+    }
+    let (subnet, gateway, mtu) = (key.v4.to_string(), key.v4.bridge().to_string(), mtu.to_string());
+    let option = |name: &str, value: &str| format!("com.docker.network.{name}={value}");
+    let options = [
+        option("driver.mtu", &mtu),
+        option("bridge.name", DOCKER_BRIDGE),
+        option("bridge.enable_ip_masquerade", "false"),
+        // Since version 28 Docker drops what other machines send straight to a container; older ones do not know this.
+        option("bridge.gateway_mode_ipv4", "nat-unprotected"),
+    ];
+    let mut arguments = vec!["network", "create", "--subnet", &subnet, "--gateway", &gateway];
+    arguments.extend(options.iter().flat_map(|option| ["--opt", option.as_str()]));
+    arguments.push(name);
+    match docker(&arguments).await {
+        Ok(_) => {
+            info!(network = name, %subnet, "Docker network made");
+            true
+        }
+        Err(error) => {
+            debug!(network = name, error = format!("{error:#}"), "Docker network not made yet");
+            false
+        }
+    }
+}
+
+async fn docker(arguments: &[&str]) -> Result<String> {
+    let run = Command::new("docker").args(arguments).kill_on_drop(true).output();
+    let output = tokio::time::timeout(DOCKER_TIMEOUT, run).await.context("docker does not answer")??;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
