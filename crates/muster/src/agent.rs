@@ -8,6 +8,8 @@
 mod applied;
 /// The machine's orderly way out of the cluster.
 mod departure;
+/// Names for the registered services.
+mod dns;
 /// The engine's election and its decisions' way to the hub.
 mod engine;
 /// What the engine tells of what it did.
@@ -114,6 +116,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
     record.instance = Some(identity::instance()?);
     record.api_port = machine.config.api.listen.map(|listen| listen.port());
     let (subnet, subnets) = watch::channel(None::<Subnet>);
+    let named = subnets.clone();
     let metadata = watch::Sender::new(machine.config.machine.metadata.clone());
     let admitted = watch::Sender::new(None);
     // The machine shuts down; nothing is started any more, and the hub has all states; the hub has been told; good-bye
@@ -190,6 +193,9 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         if machine.config.router.gateway.enabled {
             let (config, reporter) = (machine.config.router.gateway.clone(), applied.register("gateway"));
             roles.spawn(gateway::run(config, services.clone(), reporter, stop.clone()));
+        }
+        if machine.config.router.dns.enabled {
+            roles.spawn(dns::run(machine.clone(), services.clone(), named.clone(), stop.clone()));
         }
         for kept in machine.config.router.kept()? {
             let pace = muster_core::router::Pace::default();

@@ -6,6 +6,7 @@
 use crate::agent::files::Kept;
 use access::{Access, Login, Password};
 use anyhow::{Context, Result, bail, ensure};
+use dns::DnsConfig;
 use gateway::GatewayConfig;
 use ipnet::Ipv4Net;
 use nginx::NginxConfig;
@@ -270,6 +271,8 @@ pub struct RouterSection {
     pub nginx: NginxConfig,
     /// `[router.gateway]`: balance traffic without nginx, and without reloads.
     pub gateway: GatewayConfig,
+    /// `[router.dns]`: names for the registered services.
+    pub dns: DnsConfig,
     /// `[[router.files]]`: files that are made of templates, with the fields of a resource file of `muster render`.
     pub files: Vec<Resource>,
     /// `[router.skydns]`: services as SkyDNS's keys, for a CoreDNS.
@@ -305,7 +308,7 @@ impl Default for TraefikSection {
 impl RouterSection {
     /// Whether anything here is told of services.
     pub fn has_outputs(&self) -> bool {
-        self.nginx.enabled || self.gateway.enabled || !self.files.is_empty()
+        self.nginx.enabled || self.gateway.enabled || self.dns.enabled || !self.files.is_empty()
     }
 
     /// The files with their templates.
@@ -326,6 +329,7 @@ impl Default for RouterSection {
             panic_hold: muster_core::router::PANIC_HOLD,
             nginx: NginxConfig::default(),
             gateway: GatewayConfig::default(),
+            dns: DnsConfig::default(),
             files: Vec::new(),
             skydns: SkydnsSection::default(),
             traefik: TraefikSection::default(),
@@ -381,7 +385,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 49] = [
+pub const FIELDS: [(&str, &str); 54] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -428,6 +432,11 @@ pub const FIELDS: [(&str, &str); 49] = [
     ("router.gateway.access-log", "none"),
     ("router.gateway.proxy-protocol", "false"),
     ("router.gateway.threads", "0 (one per processor)"),
+    ("router.dns.enabled", "true"),
+    ("router.dns.listen", "[\"127.0.0.54:53\"] and the containers' bridge"),
+    ("router.dns.zone", "\"cluster.internal\""),
+    ("router.dns.upstreams", "those of /etc/resolv.conf"),
+    ("router.dns.allow", "[]"),
     ("router.skydns.enabled", "false"),
     ("router.traefik.enabled", "false"),
     ("router.traefik.root-key", "\"traefik\""),

@@ -23,13 +23,15 @@ pub fn subnet_env(config: &NetworkConfig, key: impl Into<SubnetKey>, mtu: u32) -
 }
 
 /// What flannel's `mk-docker-opts.sh` makes of [`subnet_env`] by default: each of dockerd's options on its own,
-/// and all of them in `DOCKER_OPTS`.
-pub fn docker_env(key: impl Into<SubnetKey>, mtu: u32) -> String {
+/// and all of them in `DOCKER_OPTS`. With `dns` containers ask the machine itself for names, which flannel has not.
+pub fn docker_env(key: impl Into<SubnetKey>, mtu: u32, dns: bool) -> String {
+    let subnet = key.into().v4;
     let (bip, masquerade, mtu) =
-        (format!("--bip={}", bridge_address(key.into().v4)), "--ip-masq=false", format!("--mtu={mtu}"));
+        (format!("--bip={}", bridge_address(subnet)), "--ip-masq=false", format!("--mtu={mtu}"));
+    let dns = if dns { format!(" --dns={}", subnet.bridge()) } else { String::new() };
     format!(
         "DOCKER_OPT_BIP=\"{bip}\"\nDOCKER_OPT_IPMASQ=\"{masquerade}\"\nDOCKER_OPT_MTU=\"{mtu}\"\n\
-         DOCKER_OPTS=\" {bip} {masquerade} {mtu}\"\n"
+         DOCKER_OPTS=\" {bip} {masquerade} {mtu}{dns}\"\n"
     )
 }
 
@@ -87,7 +89,7 @@ mod tests {
              FLANNEL_IPMASQ=true\n"
         );
         assert_eq!(
-            docker_env(subnet, 1350),
+            docker_env(subnet, 1350, false),
             "DOCKER_OPT_BIP=\"--bip=10.7.84.1/24\"\n\
              DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
              DOCKER_OPT_MTU=\"--mtu=1350\"\n\

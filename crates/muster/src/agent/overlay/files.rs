@@ -84,10 +84,10 @@ impl Places {
     }
 
     /// Tells container runtimes which subnet they have. Files that are right already are not touched.
-    pub(super) fn tell(&self, section: &OverlaySection, held: &Held, mtu: u32) -> Result<()> {
+    pub(super) fn tell(&self, section: &OverlaySection, dns: bool, held: &Held, mtu: u32) -> Result<()> {
         let mut files = vec![
             (self.run.join("subnet.env"), overlay::subnet_env(&held.config, held.key, mtu)),
-            (self.run.join("docker.env"), overlay::docker_env(held.key, mtu)),
+            (self.run.join("docker.env"), overlay::docker_env(held.key, mtu, dns)),
         ];
         if let Some(path) = &section.cni_config {
             files.push((path.clone(), overlay::cni_config(held.key, mtu)));
