@@ -246,7 +246,7 @@ impl Attempt<'_> {
                     let tail = Tail { flight, upstream, connection, progress, bytes: 0, active: None };
                     return Ok(Answered { response, tail: Box::new(tail) });
                 }
-                Err(Failed::Connect(_, request)) => {
+                Err(Failed::Connect(request)) => {
                     flight.tell(now, Outcome::Unreachable);
                     (parts, body) = request.into_parts();
                     last = Refusal::Unreachable(Rc::clone(service));

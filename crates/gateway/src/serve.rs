@@ -140,11 +140,9 @@ async fn connection(
     } else {
         stream.watch();
         let connection = http1::Builder::new()
-            .half_close(true)
             .header_read_timeout(None)
             .max_headers(limits.headers)
             .max_buf_size(limits.header_bytes.max(16 << 10))
-            .pipeline_flush(true)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let connection = pin!(connection);
