@@ -2,9 +2,10 @@
 //! or not at all.
 
 use crate::app::App;
-use crate::support::{Client, config, get, raw, start, start_with, table};
+use crate::support::{Client, config, get, raw, raw_within, start, start_with, table};
 use std::io::Write;
 use std::net::Shutdown;
+use std::time::Duration;
 
 fn status(answer: &str) -> &str {
     answer.get(9..12).unwrap_or_default()
@@ -203,7 +204,7 @@ fn noise_harms_nobody() {
             }
         }
         let before = app.count();
-        raw(address, &bytes);
+        raw_within(address, &bytes, Duration::from_millis(50));
         assert!(app.count() <= before + 1, "{:?}", String::from_utf8_lossy(&bytes));
     }
     assert_eq!(get(address, "/").status, 200);

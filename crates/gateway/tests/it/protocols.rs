@@ -50,7 +50,10 @@ async fn echo(request: Request<Incoming>) -> Result<Response<EchoBody>, hyper::E
     let mut incoming = request.into_body();
     tokio::spawn(async move {
         while let Some(Ok(frame)) = incoming.frame().await {
-            if let Ok(data) = frame.into_data() {
+            // What ends a stream is an empty frame too, and nothing to send back.
+            if let Ok(data) = frame.into_data()
+                && !data.is_empty()
+            {
                 let _ = sender.send_data(data).await;
             }
         }

@@ -209,8 +209,13 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
 
 /// Sends bytes, and gives what came until the connection ended. When nothing has come for a while the client ends its side.
 pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    raw_within(address, bytes, Duration::from_secs(2))
+}
+
+/// The same, with the while.
+pub(crate) fn raw_within(address: SocketAddr, bytes: &[u8], quiet: Duration) -> String {
     let mut client = Client::connect(address);
-    client.stream.set_read_timeout(Some(Duration::from_millis(60))).expect("an option");
+    client.stream.set_read_timeout(Some(quiet)).expect("an option");
     let _ = client.stream.write_all(bytes); // it may be refused before its end
     let mut piece = [0; 4096];
     let mut ended = false;
