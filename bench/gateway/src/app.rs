@@ -1,7 +1,7 @@
 //! An app for benchmarks: answers everything with a few bytes, as cheaply as it goes.
 
 use anyhow::{Context, Result};
-use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
@@ -9,14 +9,14 @@ use tokio::task::LocalSet;
 const ANSWER: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 22\r\n\r\nhello from a small app\n";
 
-/// Listens on loopback ports until the process is ended.
-pub fn run(ports: &[u16]) -> Result<()> {
+/// Listens on addresses until the process is ended.
+pub fn run(addresses: &[SocketAddr]) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         let mut all = tokio::task::JoinSet::new();
-        for port in ports {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).await;
-            let listener = listener.with_context(|| format!("failed to listen on port {port}"))?;
+        for address in addresses {
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.with_context(|| format!("failed to listen on {address}"))?;
             all.spawn_local(async move {
                 while let Ok((stream, _)) = listener.accept().await {
                     tokio::task::spawn_local(serve(stream));
