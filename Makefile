@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster-target
 STATIC := -- -C target-feature=+crt-static
 
-.PHONY: demo demo-down test lint bench bench-engine bench-hub setup
+.PHONY: demo demo-down test lint bench bench-engine bench-gateway bench-hub setup
 
 # The story on four real machines; leaves the cluster running.
 demo: setup
@@ -40,6 +40,12 @@ bench: setup
 bench-engine: setup
 	cargo build --release --package engine-bench
 	$(CARGO_TARGET_DIR)/release/engine-bench
+
+# The gateway beside Debian's nginx, haproxy and caddy; rewrites bench/gateway.md. Takes some four minutes, and a quiet
+# machine.
+bench-gateway: setup
+	cargo build --release --package gateway-bench
+	$(CARGO_TARGET_DIR)/release/gateway-bench
 
 # The embedded hub beside Debian's etcd; rewrites bench/hub.md. Takes some five minutes, and a quiet machine.
 bench-hub: setup

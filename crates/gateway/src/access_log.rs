@@ -135,6 +135,11 @@ impl Line {
         self.entry.waited = Some(waited.as_micros() as u64);
     }
 
+    /// The gateway answered itself.
+    pub(crate) fn refused(&mut self, status: StatusCode) {
+        self.entry.status = Some(status.as_u16());
+    }
+
     /// Hands the line to the thread that writes.
     pub(crate) fn write(mut self: Box<Self>, bytes: u64, complete: bool) {
         let now = self.log.start.elapsed();

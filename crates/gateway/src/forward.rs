@@ -86,6 +86,21 @@ enum Refusal {
     Body,
 }
 
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Ambiguous | Self::Host(_) | Self::Body => StatusCode::BAD_REQUEST,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoRoute(_) => StatusCode::NOT_FOUND,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Redirect(_) => StatusCode::PERMANENT_REDIRECT,
+            Self::Empty(_) | Self::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Lost(_) => StatusCode::BAD_GATEWAY,
+            Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+}
+
 /// Answers a request.
 pub(crate) async fn handle(
     client: Rc<Client>,
@@ -122,6 +137,9 @@ async fn forward(client: &Rc<Client>, request: Request<Incoming>) -> Result<Resp
     let (mut parts, incoming) = request.into_parts();
     if parts.method == Method::CONNECT {
         return Err(Refusal::Connect);
+    }
+    if !parts.headers.contains_key(&headers::X_REQUEST_ID) {
+        parts.headers.insert(&headers::X_REQUEST_ID, id(worker.roll()));
     }
     let host = headers::host(&parts).map_err(Refusal::Host)?;
     let routes = Rc::clone(&worker.routes.borrow());
@@ -170,8 +188,16 @@ async fn forward(client: &Rc<Client>, request: Request<Incoming>) -> Result<Resp
         stick,
         started,
     };
-    let answered = attempt.run(parts, body).await?;
-    Ok(attempt.respond(answered, upgrade, stick))
+    match attempt.run(parts, body).await {
+        Ok(answered) => Ok(attempt.respond(answered, upgrade, stick)),
+        Err(refusal) => {
+            if let Some(mut line) = attempt.line.take() {
+                line.refused(refusal.status());
+                line.write(0, true);
+            }
+            Err(refusal)
+        }
+    }
 }
 
 /// An answer, and what it holds.
@@ -246,7 +272,7 @@ impl Attempt<'_> {
                     let tail = Tail { flight, upstream, connection, progress, bytes: 0, active: None };
                     return Ok(Answered { response, tail: Box::new(tail) });
                 }
-                Err(Failed::Connect(_, request)) => {
+                Err(Failed::Connect(request)) => {
                     flight.tell(now, Outcome::Unreachable);
                     (parts, body) = request.into_parts();
                     last = Refusal::Unreachable(Rc::clone(service));
@@ -412,7 +438,6 @@ fn copy(parts: &Parts, body: &RequestBody) -> Option<(Parts, RequestBody)> {
 
 /// What is different for an endpoint than for a client, whichever endpoint it will be.
 fn prepare(client: &Client, parts: &mut Parts, chunked: bool, upgrade: Option<&HeaderValue>) {
-    let worker = &client.worker;
     // HTTP/2 says it in the target.
     if !parts.headers.contains_key(header::HOST)
         && let Some(Ok(host)) = parts.uri.authority().map(|host| HeaderValue::from_str(host.as_str()))
@@ -436,9 +461,6 @@ fn prepare(client: &Client, parts: &mut Parts, chunked: bool, upgrade: Option<&H
     headers.insert(&headers::X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     if let Some(host) = headers.get(header::HOST).cloned() {
         headers.insert(&headers::X_FORWARDED_HOST, host);
-    }
-    if !headers.contains_key(&headers::X_REQUEST_ID) {
-        headers.insert(&headers::X_REQUEST_ID, id(worker.roll()));
     }
 }
 
@@ -519,50 +541,44 @@ fn own(status: StatusCode, text: impl Into<Bytes>) -> Response<ResponseBody> {
 
 /// Our own answer.
 fn refuse(client: &Client, refusal: Refusal) -> Response<ResponseBody> {
-    let ends = |mut response: Response<ResponseBody>| {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        response
-    };
-    let count = |service: &Service, status| {
-        service.counters.answered(status, Duration::ZERO);
-        status
-    };
     client.worker.shared.refused();
+    let status = refusal.status();
+    let again = matches!(refusal, Refusal::Empty(_) | Refusal::Unreachable(_));
+    // What the client sent may not have been read to its end, or cannot be relied on.
+    let ends = matches!(
+        refusal,
+        Refusal::Ambiguous | Refusal::Host(_) | Refusal::Connect | Refusal::TooLarge(_) | Refusal::Body
+    );
+    let text = match &refusal {
+        Refusal::Ambiguous => "the request's length can be read in two ways".to_owned(),
+        Refusal::Host(error) => error.to_string(),
+        Refusal::Connect => "this is no forward proxy".to_owned(),
+        Refusal::NoRoute(host) => format!("no service answers for {host}"),
+        Refusal::TooLarge(limit) => format!("a body may have {limit} bytes here"),
+        Refusal::Redirect(_) => "use https".to_owned(),
+        Refusal::Empty(service) => format!("{} has no instance at the moment", service.name),
+        Refusal::Unreachable(service) => format!("no instance of {} could be reached", service.name),
+        Refusal::Lost(service) => format!("{} ended the connection before it answered", service.name),
+        Refusal::Late(service) => format!("{} did not answer in time", service.name),
+        Refusal::Body => "the body broke off".to_owned(),
+    };
+    let mut response = own(status, text + "\n");
+    let headers = response.headers_mut();
     match refusal {
-        Refusal::Ambiguous => {
-            ends(own(StatusCode::BAD_REQUEST, "the request's length can be read in two ways\n"))
-        }
-        Refusal::Host(error) => ends(own(StatusCode::BAD_REQUEST, format!("{error}\n"))),
-        Refusal::Connect => ends(own(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy\n")),
-        Refusal::NoRoute(host) => own(StatusCode::NOT_FOUND, format!("no service answers for {host}\n")),
-        Refusal::TooLarge(limit) => {
-            ends(own(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {limit} bytes here\n")))
-        }
         Refusal::Redirect(location) => {
-            let mut response = own(StatusCode::PERMANENT_REDIRECT, Bytes::new());
-            response.headers_mut().insert(header::LOCATION, location);
-            response
+            headers.insert(header::LOCATION, location);
         }
-        Refusal::Empty(service) => {
-            let status = count(&service, StatusCode::SERVICE_UNAVAILABLE);
-            let mut response = own(status, format!("{} has no instance at the moment\n", service.name));
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            response
-        }
-        Refusal::Unreachable(service) => {
-            let status = count(&service, StatusCode::SERVICE_UNAVAILABLE);
-            let mut response = own(status, format!("no instance of {} could be reached\n", service.name));
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            response
-        }
-        Refusal::Lost(service) => {
-            let status = count(&service, StatusCode::BAD_GATEWAY);
-            own(status, format!("{} ended the connection before it answered\n", service.name))
-        }
-        Refusal::Late(service) => {
-            let status = count(&service, StatusCode::GATEWAY_TIMEOUT);
-            own(status, format!("{} did not answer in time\n", service.name))
-        }
-        Refusal::Body => ends(own(StatusCode::BAD_REQUEST, "the body broke off\n")),
+        Refusal::Empty(service)
+        | Refusal::Unreachable(service)
+        | Refusal::Lost(service)
+        | Refusal::Late(service) => service.counters.answered(status, Duration::ZERO),
+        _ => {}
     }
+    if again {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if ends {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }

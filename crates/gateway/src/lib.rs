@@ -71,6 +71,7 @@ pub use table::{
     Balance, BalanceError, Endpoint, HostPattern, HostPatternError, Policy, Route, Service, Table,
 };
 pub use takeover::{Takeover, inherited};
+pub use tls::CertificateError;
 
 use std::io as std_io;
 use std::net::SocketAddr;
@@ -91,7 +92,7 @@ pub enum GatewayError {
     #[error("could not use a certificate")]
     Certificate {
         /// Which file, and what is wrong with it.
-        source: access::FileError,
+        source: CertificateError,
     },
     /// The access log cannot be opened.
     #[error("could not open the access log {path}")]

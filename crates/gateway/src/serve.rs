@@ -25,6 +25,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 use tracing::{debug, warn};
 
+/// So many headers hyper parses without asking for memory.
+const DEFAULT_HEADERS: usize = 100;
+
 /// What an HTTP/2 connection begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -139,14 +142,12 @@ async fn connection(
         serve(connection, conn, |c| c.graceful_shutdown()).await
     } else {
         stream.watch();
-        let connection = http1::Builder::new()
-            .half_close(true)
-            .header_read_timeout(None)
-            .max_headers(limits.headers)
-            .max_buf_size(limits.header_bytes.max(16 << 10))
-            .pipeline_flush(true)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
+        let mut builder = http1::Builder::new();
+        builder.header_read_timeout(None).max_header_size(limits.header_bytes);
+        if limits.headers != DEFAULT_HEADERS {
+            builder.max_headers(limits.headers);
+        }
+        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let connection = pin!(connection);
         serve(connection, conn, |c| c.graceful_shutdown()).await
     }

@@ -4,17 +4,53 @@
 
 use crate::GatewayError;
 use crate::config::CertificateFiles;
-use access::{FileError, Identity, Stamp};
 use std::fmt;
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{self, ServerConfig};
 use tracing::{error, info};
+
+/// Why a certificate is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read.
+    #[error("could not read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file has nothing of the kind in it.
+    #[error("{path} has no {what} in PEM form (between -----BEGIN and -----END)")]
+    Nothing {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// The key is another certificate's, or of a kind that is not supported.
+    #[error("could not use {cert} with the key {key}")]
+    Unusable {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
+/// What tells a file from the one that replaced it: modified when (seconds, nanoseconds), inode, size.
+type Stamp = Vec<Option<(i64, i64, u64, u64)>>;
 
 /// What connections are secured with.
 pub(crate) struct Certificates {
@@ -58,25 +94,46 @@ impl Certificates {
 }
 
 fn stamp(files: &[CertificateFiles]) -> Stamp {
-    Stamp::of(files.iter().flat_map(|files| [files.cert.as_path(), files.key.as_path()]))
+    let all = files.iter().flat_map(|files| [&files.cert, &files.key]);
+    all.map(|path| {
+        let data = std::fs::metadata(path).ok()?;
+        Some((data.mtime(), data.mtime_nsec(), data.ino(), data.size()))
+    })
+    .collect()
 }
 
-fn load(files: &[CertificateFiles]) -> Result<Arc<ServerConfig>, FileError> {
+fn load(files: &[CertificateFiles]) -> Result<Arc<ServerConfig>, CertificateError> {
     let provider = Arc::new(ring::default_provider());
     let mut keys = Vec::new();
     for CertificateFiles { cert, key } in files {
-        let identity = Identity::load(cert, key)?;
-        let unusable = |source| FileError::Unusable { path: cert.clone(), source };
-        let certified = CertifiedKey::from_der(identity.chain, identity.key, &provider).map_err(unusable)?;
-        keys.push(Arc::new(certified));
+        let unusable = |source| CertificateError::Unusable { cert: cert.clone(), key: key.clone(), source };
+        let certified = CertifiedKey::from_der(chain(cert)?, private_key(key)?, &provider);
+        keys.push(Arc::new(certified.map_err(unusable)?));
     }
-    let builder = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|source| FileError::Unusable { path: Path::new("certificates").to_owned(), source })?;
+    let builder = ServerConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().expect("ring has the default versions");
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(ByName(keys)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.max_early_data_size = 0; // what is sent early can be sent again by anybody
     Ok(Arc::new(config))
+}
+
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let what = "certificate";
+    let read = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(path, what, error))?;
+    let read: Vec<_> = read.collect::<Result<_, _>>().map_err(|error| unreadable(path, what, error))?;
+    if read.is_empty() { Err(unreadable(path, what, pem::Error::NoItemsFound)) } else { Ok(read) }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable(path, "private key", error))
+}
+
+fn unreadable(path: &Path, what: &'static str, error: pem::Error) -> CertificateError {
+    match error {
+        pem::Error::Io(source) => CertificateError::Read { path: path.to_owned(), source },
+        _ => CertificateError::Nothing { path: path.to_owned(), what },
+    }
 }
 
 /// The first certificate that names the host, or the first of all.

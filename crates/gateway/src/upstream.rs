@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream};
+use tracing::debug;
 
 /// How long an idle connection is kept. Shorter than what servers commonly keep them, so that they close fewer under us.
 const IDLE: Duration = Duration::from_secs(15);
@@ -52,7 +53,7 @@ pub(crate) struct Connection {
 /// Why there is no answer.
 pub(crate) enum Failed {
     /// No connection, and so nothing was sent.
-    Connect(io::Error, Request<RequestBody>),
+    Connect(Request<RequestBody>),
     /// The request, or part of it, may have arrived.
     Lost(hyper::Error),
 }
@@ -101,15 +102,20 @@ impl Upstream {
         }
         let mut connection = match self.connect(connect_timeout).await {
             Ok(connection) => connection,
-            Err(error) => return Err(Failed::Connect(error, request)),
+            Err(error) => return Err(self.unreachable(&error, request)),
         };
         match connection.sender.try_send_request(request).await {
             Ok(response) => Ok((response, Some(connection))),
             Err(error) => {
                 let request = not_sent(error)?;
-                Err(Failed::Connect(io::ErrorKind::ConnectionReset.into(), request))
+                Err(self.unreachable(&io::ErrorKind::ConnectionReset.into(), request))
             }
         }
+    }
+
+    fn unreachable(&self, error: &io::Error, request: Request<RequestBody>) -> Failed {
+        debug!(instance = %self.instance, address = %self.address, %error, "endpoint cannot be reached");
+        Failed::Connect(request)
     }
 
     fn take(&self, careful: bool) -> Option<Connection> {
@@ -197,7 +203,7 @@ impl Upstream {
                 Some(sender) => sender,
                 None => match self.connect_shared(connect_timeout).await {
                     Ok(sender) => sender,
-                    Err(error) => return Err(Failed::Connect(error, request)),
+                    Err(error) => return Err(self.unreachable(&error, request)),
                 },
             };
             match sender.try_send_request(request).await {
@@ -205,7 +211,7 @@ impl Upstream {
                 Err(error) => {
                     request = not_sent(error)?;
                     if !had {
-                        return Err(Failed::Connect(io::ErrorKind::ConnectionReset.into(), request));
+                        return Err(self.unreachable(&io::ErrorKind::ConnectionReset.into(), request));
                     }
                     tokio::task::yield_now().await;
                 }

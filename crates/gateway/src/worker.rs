@@ -269,6 +269,7 @@ async fn work(begin: Begin) {
     let first = Arc::clone(&served.borrow_and_update());
     worker.apply(&first);
     listening.follow(&worker, &first);
+    drop(first); // it holds sockets
     let mut tick = tokio::time::interval(TICK);
     let mut suspects = tokio::time::interval(SUSPECTS);
     let mut ending: Option<(Instant, Instant)> = None;
@@ -330,16 +331,16 @@ async fn work(begin: Begin) {
 #[derive(Default)]
 struct Listening {
     tasks: JoinSet<()>,
-    by_listener: BTreeMap<crate::listen::Listener, (usize, AbortHandle)>,
+    by_listener: BTreeMap<crate::listen::Listener, (usize, Vec<AbortHandle>)>,
 }
 
 impl Listening {
     /// Accepts where the table says, and no longer where it does not.
     fn follow(&mut self, worker: &Rc<Worker>, served: &Served) {
-        self.by_listener.retain(|listener, (id, task)| {
+        self.by_listener.retain(|listener, (id, tasks)| {
             let stays = served.sockets.get(listener).is_some_and(|sockets| sockets.id == *id);
             if !stays {
-                task.abort();
+                tasks.iter().for_each(AbortHandle::abort);
             }
             stays
         });
@@ -347,6 +348,7 @@ impl Listening {
             if self.by_listener.contains_key(listener) {
                 continue;
             }
+            let mut tasks = Vec::new();
             for socket in sockets.of(worker.index, worker.shared.threads) {
                 let socket = match socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
                     Ok(socket) => socket,
@@ -356,15 +358,14 @@ impl Listening {
                     }
                 };
                 let (worker, listener) = (Rc::clone(worker), listener.clone());
-                let id = sockets.id;
-                let task = match &listener {
+                tasks.push(match &listener {
                     crate::listen::Listener::Tcp(port) => {
                         self.tasks.spawn_local(tcp::accept(worker, socket, *port))
                     }
                     _ => self.tasks.spawn_local(serve::accept(worker, socket, listener.is_tls())),
-                };
-                self.by_listener.insert(listener, (id, task));
+                });
             }
+            self.by_listener.insert(listener.clone(), (sockets.id, tasks));
         }
         while self.tasks.try_join_next().is_some() {}
     }

@@ -67,7 +67,10 @@ impl App {
                 }
                 let (own, said) = (Arc::clone(&own), said.clone());
                 std::thread::spawn(move || {
+                    let copy = stream.try_clone();
                     let _ = serve(&own, &said, stream);
+                    // Copies elsewhere would keep it open.
+                    let _ = copy.and_then(|stream| stream.shutdown(Shutdown::Both));
                     own.open.fetch_sub(1, SeqCst);
                 });
             }

@@ -207,11 +207,32 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
     Client::connect(address).get(path)
 }
 
-/// Sends bytes, and gives what came until the connection ended.
+/// Sends bytes, and gives what came until the connection ended. When nothing has come for a while the client ends its side.
 pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    raw_within(address, bytes, Duration::from_secs(2))
+}
+
+/// The same, with the while.
+pub(crate) fn raw_within(address: SocketAddr, bytes: &[u8], quiet: Duration) -> String {
     let mut client = Client::connect(address);
+    client.stream.set_read_timeout(Some(quiet)).expect("an option");
     let _ = client.stream.write_all(bytes); // it may be refused before its end
-    let _ = client.stream.shutdown(std::net::Shutdown::Write);
-    while client.fill() {}
+    let mut piece = [0; 4096];
+    let mut ended = false;
+    let deadline = Instant::now() + LONG;
+    loop {
+        match client.stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => client.buffer.extend(&piece[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                assert!(Instant::now() < deadline, "it never ends: {:?}", String::from_utf8_lossy(bytes));
+                if !ended {
+                    ended = true;
+                    let _ = client.stream.shutdown(std::net::Shutdown::Write);
+                }
+            }
+            Err(_) => break,
+        }
+    }
     String::from_utf8_lossy(&client.buffer).into_owned()
 }
