@@ -73,11 +73,6 @@ enum ConfigCommand {
 }
 
 impl Net {
-    /// Whether it speaks to the hub and not to the API.
-    pub fn asks_the_hub(&self) -> bool {
-        matches!(self.command, NetCommand::Config(_))
-    }
-
     pub async fn run(self, client: &Client) -> Result<ExitCode> {
         match self.command {
             NetCommand::Config(Config { access, command: None }) => show(&access).await,
@@ -94,7 +89,9 @@ async fn show(access: &AccessArgs) -> Result<ExitCode> {
     let store = Store::connect(access.access()?).await?;
     let key = keys::NETWORK_CONFIG;
     let Some(kv) = store.get(key).await? else {
-        bail!("there is no {key} yet: the first machine with an overlay writes it, or `muster net config set`");
+        bail!(
+            "there is no {key} yet: the first machine with an overlay writes it, or `muster net config set`"
+        );
     };
     let text = String::from_utf8_lossy(&kv.value).into_owned();
     output::line(text.trim_end())?;
@@ -153,7 +150,8 @@ fn explain(text: &str) -> Result<()> {
 
 async fn status(client: &Client, format: Format) -> Result<ExitCode> {
     let status = client.network().await?;
-    let well = if status.ready && status.problem.is_none() { ExitCode::SUCCESS } else { ExitCode::from(UNWELL) };
+    let well =
+        if status.ready && status.problem.is_none() { ExitCode::SUCCESS } else { ExitCode::from(UNWELL) };
     if format == Format::Json {
         output::json(&status)?;
         return Ok(well);
@@ -171,7 +169,8 @@ async fn status(client: &Client, format: Format) -> Result<ExitCode> {
     }
     let names = machines(client).await;
     let rows = status.peers.iter().map(|peer| {
-        let handshake = peer.last_handshake.map(|seconds| format!("{seconds} s ago")).unwrap_or_else(|| "-".to_owned());
+        let handshake =
+            peer.last_handshake.map(|seconds| format!("{seconds} s ago")).unwrap_or_else(|| "-".to_owned());
         vec![name(&names, peer), peer.subnet.clone(), peer.public_ip.to_string(), peer.via.clone(), handshake]
     });
     output::table(Some(&["PEER", "SUBNET", "ADDRESS", "VIA", "HANDSHAKE"]), rows)?;

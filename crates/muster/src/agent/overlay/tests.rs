@@ -86,10 +86,7 @@ impl World {
         world.put(keys::NETWORK_CONFIG, config);
         for machine in &world.cluster.machines {
             let record = NodeRecord::new(machine.subnet.into(), machine.ip);
-            world.put(
-                &keys::network_node(&machine.id),
-                &serde_json::to_string(&record).expect("renders"),
-            );
+            world.put(&keys::network_node(&machine.id), &serde_json::to_string(&record).expect("renders"));
         }
         world
     }
@@ -211,7 +208,9 @@ fn point_02_what_is_left_of_a_peer_that_went_meanwhile_is_collected_and_stranger
 fn point_03_a_deleted_device_comes_back_with_its_address_and_all_peers() {
     let world = World::vxlan(3);
     let running = world.start_all();
-    let shown = |host: &Namespace| host.run("ip -o link show flannel.1").split("link/ether ").nth(1).map(|rest| rest[..17].to_owned());
+    let shown = |host: &Namespace| {
+        host.run("ip -o link show flannel.1").split("link/ether ").nth(1).map(|rest| rest[..17].to_owned())
+    };
     let before = shown(world.host(0));
     world.host(0).run("ip link del flannel.1");
     eventually("the device is back with both peers", || {
@@ -232,7 +231,9 @@ fn point_04_a_machine_keeps_its_subnet_when_its_address_changes() {
     one.run("ip address del 192.168.77.1/24 dev eth0");
     // Without promotion the kernel drops what depended on the first address.
     one.enter(|| {
-        for arguments in ["address replace 192.168.77.101/24 dev eth0", "route replace default via 192.168.77.254"] {
+        for arguments in
+            ["address replace 192.168.77.101/24 dev eth0", "route replace default via 192.168.77.254"]
+        {
             let _ = std::process::Command::new("ip").args(arguments.split(' ')).output();
         }
     });
@@ -243,7 +244,9 @@ fn point_04_a_machine_keeps_its_subnet_when_its_address_changes() {
         world.host(1).run("bridge fdb show dev flannel.1").contains("dst 192.168.77.101")
     });
     assert_eq!(running[0].view.status().subnet, before);
-    eventually("the device follows", || world.host(0).run("ip -d link show flannel.1").contains("local 192.168.77.101"));
+    eventually("the device follows", || {
+        world.host(0).run("ip -d link show flannel.1").contains("local 192.168.77.101")
+    });
     world.containers_meet();
 }
 
@@ -358,7 +361,8 @@ fn point_08_a_machine_that_boots_without_the_hub_joins_with_what_it_knew() {
     running.remove(0).stop();
     world.host(0).run("ip link del flannel.1");
     world.host(0).run("nft flush ruleset");
-    let nowhere = block(Store::connect(access::Access::open(&["http://127.0.0.1:1".to_owned()]))).expect("an address");
+    let nowhere =
+        block(Store::connect(access::Access::open(&["http://127.0.0.1:1".to_owned()]))).expect("an address");
     let booted = world.start_on(0, nowhere);
     eventually("it is up", || *booted.ready.borrow());
     world.containers_meet();
@@ -432,10 +436,12 @@ fn point_13_one_switch_encrypts_and_the_subnets_stay() {
         })
     });
     world.containers_meet();
-    eventually("they have shaken hands", || running[0].view.status().peers[0].last_handshake.is_some() || {
-        world.host(0).run("ip route add 10.98.0.0/24 via 192.168.77.9");
-        world.host(0).run("ip route del 10.98.0.0/24");
-        false
+    eventually("they have shaken hands", || {
+        running[0].view.status().peers[0].last_handshake.is_some() || {
+            world.host(0).run("ip route add 10.98.0.0/24 via 192.168.77.9");
+            world.host(0).run("ip route del 10.98.0.0/24");
+            false
+        }
     });
     assert!(!world.host(0).run("ip link").contains("flannel.1:"), "the former device is gone");
     assert_eq!(world.lease(0).map(|lease| lease.backend_type), Some("wireguard".to_owned()));
@@ -456,7 +462,10 @@ fn host_gw_routes_over_the_machines_network_and_back_again() {
     outsider.run("ip route add 10.1.1.0/24 via 192.168.77.1");
     world.host(0).run("ip route replace default dev eth0");
     outsider.cannot_reach(world.cluster.machines[0].container_ip);
-    world.put(keys::NETWORK_CONFIG, r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#);
+    world.put(
+        keys::NETWORK_CONFIG,
+        r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#,
+    );
     eventually("VXLAN, but straight on the link", || {
         running.iter().all(|one| one.view.status().backend == "vxlan" && one.view.status().ready)
             && world.host(0).run("ip route").contains("10.1.2.0/24 via 192.168.77.2 dev eth0")
@@ -473,8 +482,14 @@ fn what_cannot_be_used_is_refused_and_changes_nothing() {
         ("{", "no JSON object"),
         (r#"{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}"#, "backend `udp` is not supported"),
         (r#"{"Network":"10.1.0.0/29"}"#, "does not fit"),
-        (r#"{"Network":"192.168.0.0/16","Backend":{"Type":"vxlan"}}"#, "eth0 of this machine has the address"),
-        (r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":9}}"#, "the device vx of this machine has VNI 9"),
+        (
+            r#"{"Network":"192.168.0.0/16","Backend":{"Type":"vxlan"}}"#,
+            "eth0 of this machine has the address",
+        ),
+        (
+            r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":9}}"#,
+            "the device vx of this machine has VNI 9",
+        ),
     ] {
         world.put(keys::NETWORK_CONFIG, config);
         eventually(config, || running[0].view.status().problem.is_some_and(|problem| problem.contains(told)));

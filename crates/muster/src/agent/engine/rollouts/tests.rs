@@ -31,7 +31,10 @@ struct World {
 impl World {
     fn new() -> Self {
         let store = Store::memory();
-        Self { hub: Hub::new(machine(), store.clone(), None, None, crate::agent::metrics::Metrics::default()), store }
+        Self {
+            hub: Hub::new(machine(), store.clone(), None, None, crate::agent::metrics::Metrics::default()),
+            store,
+        }
     }
 
     async fn submit(&self, unit: &str, text: String, desired: DesiredState) {
