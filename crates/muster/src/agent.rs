@@ -187,8 +187,15 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         roles.spawn(follower.run());
         let applied = applied::Applied::new();
         if machine.config.router.nginx.enabled {
-            let nginx = nginx::Nginx::new(machine.config.router.nginx.clone())?;
-            roles.spawn(router::run(services.clone(), nginx, applied.register("nginx")));
+            match nginx::Nginx::new(machine.config.router.nginx.clone()) {
+                Ok(nginx) => {
+                    roles.spawn(router::run(services.clone(), nginx, applied.register("nginx")));
+                }
+                Err(error) => {
+                    let error = format!("{:#}", anyhow!(error));
+                    error!(error, "nginx is not looked after and stays as it is");
+                }
+            }
         }
         if machine.config.router.gateway.enabled {
             let (config, reporter) = (machine.config.router.gateway.clone(), applied.register("gateway"));
@@ -197,9 +204,17 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         if machine.config.router.dns.enabled {
             roles.spawn(dns::run(machine.clone(), services.clone(), named.clone(), stop.clone()));
         }
-        for kept in machine.config.router.kept()? {
+        for kept in machine.config.router.kept() {
             let pace = muster_core::router::Pace::default();
-            roles.spawn(files::keep(kept, store.clone(), services.clone(), pace, None));
+            match kept {
+                Ok(kept) => {
+                    roles.spawn(files::keep(kept, store.clone(), services.clone(), pace, None));
+                }
+                // All else on this machine is more important than a file.
+                Err(error) => {
+                    error!(error = format!("{error:#}"), "a file of the router is not looked after")
+                }
+            }
         }
         roles.spawn(applied.run(machine.clone(), store.clone(), session.lease(), services));
     }

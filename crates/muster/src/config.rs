@@ -311,8 +311,8 @@ impl RouterSection {
         self.nginx.enabled || self.gateway.enabled || self.dns.enabled || !self.files.is_empty()
     }
 
-    /// The files with their templates.
-    pub fn kept(&self) -> Result<Vec<Kept>> {
+    /// The files with their templates, or what is wrong with them.
+    pub fn kept(&self) -> Vec<Result<Kept>> {
         let kept = |(number, resource): (usize, &Resource)| {
             let name = format!("router.files {} ({})", number + 1, resource.dest.display());
             let templates = [PathBuf::from("/etc/muster/templates"), "/etc/muster".into()];

@@ -126,7 +126,7 @@ fn view(name: &UnitName, known: &Known) -> Unit {
 
 impl api::Discovery for Memory {
     async fn targets(&self) -> Result<Vec<api::discovery::Target>, ApiError> {
-        self.inner()?;
+        let _there = self.inner()?;
         let labels = [("__meta_muster_service", "a"), ("instance", "a@1"), ("__metrics_path__", "/metrics")];
         let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         Ok(vec![api::discovery::Target { targets: vec!["10.1.5.2:3000".to_owned()], labels }])

@@ -3,7 +3,7 @@
 //! are served on for a while, and whoever sends traffic finds out by itself which of them answer.
 //!
 //! Not here: how it is found out that a deletion was meant ([`Steady::explain`] is told). Invariants: what is marked
-//! as draining is never served on, nor is what the hub knows otherwise; nothing is served on for longer than the hold; a
+//! as draining is never served on, nor is what the hub knows otherwise; nothing is served on for longer than the hold, the time when the hub is away left out; a
 //! service that is not held is served exactly as the hub has it.
 
 use super::{Catalog, Effect, InstanceView, ServiceView};
@@ -80,7 +80,13 @@ impl Steady {
         self.settle(now)
     }
 
-    /// Time has passed.
+    /// The hub was away for so long: that time does not count, because nothing could be heard in it.
+    pub fn was_away(&mut self, time: Duration) {
+        self.held.values_mut().for_each(|until| *until += time);
+        self.vanished.values_mut().flat_map(BTreeMap::values_mut).for_each(|(_, at)| *at += time);
+    }
+
+    /// Time has passed. Not to be called while the hub is away.
     pub fn tick(&mut self, now: Duration) -> Effect {
         self.settle(now)
     }

@@ -169,7 +169,7 @@ mod tests {
         let (nginx, gateway) = (applied.register("nginx"), applied.register("gateway"));
         let task = tokio::spawn(applied.run(machine.clone(), store.clone(), receiver, services));
         let key = keys::router(&machine.id);
-        let until = async |revision: u64, count: u64| {
+        let until = async |revision: i64, count: u64| {
             let deadline = Instant::now() + Duration::from_secs(20);
             loop {
                 let found = store.get(&key).await.expect("answers");

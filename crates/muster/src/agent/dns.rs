@@ -3,13 +3,14 @@
 //! Invariant: while the hub is away, the last known set is answered.
 
 use super::{Machine, steady::{Served, Services}};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use dns::{Instance, Snapshot};
 use model::{Health, Subnet};
 use muster_core::router::InstanceView;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 /// DNS's port.
 const PORT: u16 = 53;
@@ -46,7 +47,13 @@ pub(super) async fn run(
     tokio::pin!(server);
     loop {
         tokio::select! {
-            ended = &mut server => return ended.context("the name server failed"),
+            ended = &mut server => {
+                // All else on this machine is more important than names.
+                if let Err(error) = ended {
+                    error!(error = format!("{:#}", anyhow::Error::new(error)), "no names are answered here");
+                }
+                return Ok(());
+            }
             changed = services.changed() => {
                 if changed.is_err() {
                     std::future::pending::<()>().await;

@@ -63,14 +63,21 @@ impl Follower {
         let mut asked: BTreeSet<Gone> = BTreeSet::new();
         let mut revision = Revision(0);
         let mut complained = BTreeMap::new();
+        let mut away: Option<Instant> = None;
         loop {
-            let deadline = steady.deadline().map(|at| begin + at);
+            let deadline = steady.deadline().filter(|_| away.is_none()).map(|at| begin + at);
             tokio::select! {
                 delta = follow.next() => match delta {
                     None => return Ok(()),
                     // Nothing is made of an error.
-                    Some(Delta::Lost) => continue,
+                    Some(Delta::Lost) => {
+                        away.get_or_insert_with(Instant::now);
+                        continue;
+                    }
                     Some(Delta::Reset(listing)) => {
+                        if let Some(since) = away.take() {
+                            steady.was_away(since.elapsed());
+                        }
                         let items = listing.items.iter();
                         catalog = Catalog::from_listing(items.map(|kv| (kv.key.as_str(), &*kv.value)));
                         listing.items.iter().for_each(|kv| leases.note(kv));

@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::task::JoinSet;
+use tracing::error;
 
 #[derive(Args)]
 pub struct Render {
@@ -78,16 +79,26 @@ struct Summary {
 
 impl Render {
     pub async fn run(self) -> Result<ExitCode> {
-        let kept = self.resources()?;
+        let (kept, broken) = self.resources()?;
         let store = Store::connect(self.access.access()?).await?;
-        if self.once || self.dry_run {
-            self.one_time(kept, &store).await
-        } else {
-            self.follow(kept, store).await
+        if !self.follows() {
+            return self.one_time(kept, broken, &store).await;
         }
+        for summary in &broken {
+            error!(
+                resource = summary.resource,
+                error = summary.error,
+                "its file stays as it is, the others go on"
+            );
+        }
+        if kept.is_empty() {
+            bail!("no resource can be rendered");
+        }
+        self.follow(kept, store).await
     }
 
-    fn resources(&self) -> Result<Vec<Kept>> {
+    /// The resources, and those with which something is wrong.
+    fn resources(&self) -> Result<(Vec<Kept>, Vec<Summary>)> {
         let directory = &self.config_dir;
         let found = if self.resources.is_empty() {
             Resource::read_all(directory)?
@@ -101,25 +112,37 @@ impl Render {
                 directory.display()
             );
         }
-        let mut kept: Vec<Kept> = Vec::new();
+        let (mut kept, mut broken): (Vec<Kept>, Vec<Summary>) = (Vec::new(), Vec::new());
         for (path, resource) in found {
-            let (resource, name) = (resource?, path.display().to_string());
+            let name = path.display().to_string();
+            let read = resource.and_then(|resource| {
+                let engine = resource.engine(&name, &templates(directory, &path))?;
+                Ok((resource, engine))
+            });
+            let (resource, engine) = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    broken
+                        .push(Summary { error: Some(error), ..Summary::new(name, PathBuf::new(), "failed") });
+                    continue;
+                }
+            };
             if let Some(other) = kept.iter().find(|other| other.resource.dest == resource.dest) {
                 bail!("{name} and {} both write {}", other.name, resource.dest.display());
             }
-            let engine = resource.engine(&name, &templates(directory, &path))?;
             kept.push(Kept { name, resource, engine });
         }
-        Ok(kept)
+        Ok((kept, broken))
     }
 
-    async fn one_time(&self, kept: Vec<Kept>, store: &Store) -> Result<ExitCode> {
+    async fn one_time(&self, kept: Vec<Kept>, broken: Vec<Summary>, store: &Store) -> Result<ExitCode> {
         let listing = store.list(model::keys::SERVICES).await.context("the hub's services cannot be read")?;
         let catalog = Catalog::from_listing(listing.items.iter().map(|kv| (kv.key.as_str(), &*kv.value)));
         for (key, reason) in &catalog.quarantined {
             eprintln!("{key} is passed over: {reason}");
         }
-        let mut summaries = Vec::new();
+        let mut summaries = broken;
         for mut kept in kept {
             let keys =
                 files::keys_now(store, &kept.resource).await.context("the hub's keys cannot be read")?;
@@ -139,7 +162,9 @@ impl Render {
                         output::print(diff)?;
                     }
                     let error = summary.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-                    eprintln!("{} {}{error}", summary.file.display(), summary.result);
+                    let named = !summary.file.as_os_str().is_empty();
+                    let what: &Path = if named { &summary.file } else { Path::new(&summary.resource) };
+                    eprintln!("{} {}{error}", what.display(), summary.result);
                     for service in &summary.quarantined {
                         eprintln!("  {service}");
                     }
@@ -197,9 +222,14 @@ fn templates(directory: &Path, resource: &Path) -> Vec<PathBuf> {
     places
 }
 
+impl Summary {
+    fn new(resource: String, file: PathBuf, result: &'static str) -> Self {
+        Self { resource, file, result, error: None, diff: None, quarantined: Vec::new() }
+    }
+}
+
 fn summary(kept: &Kept, result: &'static str) -> Summary {
-    let (resource, file) = (kept.name.clone(), kept.resource.dest.clone());
-    Summary { resource, file, result, error: None, diff: None, quarantined: Vec::new() }
+    Summary::new(kept.name.clone(), kept.resource.dest.clone(), result)
 }
 
 fn would(kept: &mut Kept, data: &Data) -> Summary {

@@ -127,6 +127,19 @@ fn an_instance_that_moves_is_where_the_hub_says() {
 }
 
 #[test]
+fn while_the_hub_is_away_no_hold_ends() {
+    let mut steady = Steady::default();
+    steady.update(s(0), &catalog(&[1, 2]));
+    steady.update(s(1), &catalog(&[]));
+    // Away from 10 to 100, and those that register have not been heard yet when it is back.
+    steady.was_away(s(90));
+    steady.update(s(100), &catalog(&[]));
+    assert_eq!((serves(&steady), steady.deadline()), (vec![1, 2], Some(s(121))));
+    steady.update(s(102), &catalog(&[1, 2]));
+    assert_eq!((serves(&steady), steady.deadline()), (vec![1, 2], None));
+}
+
+#[test]
 fn rubbish_in_most_entries_holds_as_well() {
     let mut steady = Steady::default();
     let mut all = catalog(&[1, 2, 3]);
