@@ -305,7 +305,9 @@ fn files(machine: &MachineInfo, hub: Hub, secrets: &BTreeMap<String, Vec<u8>>) -
     }
     // Two gateways, so that whoever drains has more than one to wait for; nginx has port 80 of m1.
     let router = match machine.number {
-        1 => "\n[router.nginx]\nenabled = true\n\n[router.gateway]\nenabled = true\nhttp = [\"0.0.0.0:8080\"]\n",
+        1 => {
+            "\n[router.nginx]\nenabled = true\n\n[router.gateway]\nenabled = true\nhttp = [\"0.0.0.0:8080\"]\n"
+        }
         2 => "\n[router.gateway]\nenabled = true\n",
         _ => "",
     };

@@ -33,7 +33,8 @@ impl Traffic {
         let program = program.to_str().context("the program's path is text")?;
         let fixed = [program, address, "--host", host, "--until-eof", "-o", "json"];
         let command: Vec<_> = fixed.iter().chain(options).copied().collect();
-        let child = cluster.lab.outside().command(&command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let child =
+            cluster.lab.outside().command(&command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         Ok(Self { child: child.context("the load generator does not start")? })
     }
 

@@ -16,10 +16,10 @@ mod engine;
 mod events;
 /// The note and the service that stop units which may not outlive the machine's lease.
 mod fence;
-/// The gateway, kept in step with the registered services.
-mod gateway;
 /// Files made of templates.
 pub(crate) mod files;
+/// The gateway, kept in step with the registered services.
+mod gateway;
 /// Former texts of units.
 mod history;
 /// Who this machine is, and which cluster the hub is of.

@@ -114,7 +114,8 @@ fn without_sidekicks(cluster: &Cluster) -> Result<()> {
         on(cluster, &machine).is_ok_and(|units| !units.is_empty()).then_some(machine)
     });
     let victim = victim.context("all copies run on m1")?;
-    let units: Vec<_> = on(cluster, &victim)?.into_iter().filter(|unit| unit.starts_with("someapp-")).collect();
+    let units: Vec<_> =
+        on(cluster, &victim)?.into_iter().filter(|unit| unit.starts_with("someapp-")).collect();
     note(&format!(
         "500 requests a second on 64 connections now go to the gateway, http://{}:{}/ with Host: someapp",
         cluster.m1().address(),

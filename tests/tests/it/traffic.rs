@@ -86,7 +86,8 @@ fn the_gateway_is_restarted(cluster: &Lab) {
         m2.exec_ok(&["systemctl", "restart", "muster"])?;
         eventually("its gateway serves", || {
             let address = format!("http://{}/", m2.address());
-            let asked = cluster.lab.outside().exec(&["curl", "-s", "-m", "2", "-H", "Host: someapp", &address])?;
+            let asked =
+                cluster.lab.outside().exec(&["curl", "-s", "-m", "2", "-H", "Host: someapp", &address])?;
             Ok(asked.stdout.contains("someapp-registered@"))
         })
     });
@@ -97,7 +98,8 @@ fn the_gateway_is_restarted(cluster: &Lab) {
 fn a_machine_dies(cluster: &Lab) {
     let running = cluster.units().expect("listed");
     let other = |name: &&str| running.iter().any(|row| row.machine == **name && row.active == "active");
-    let victim = ["m3", "m4"].into_iter().find(other).expect("copies run on other machines than the gateway's");
+    let victim =
+        ["m3", "m4"].into_iter().find(other).expect("copies run on other machines than the gateway's");
     let units: Vec<_> =
         running.iter().filter(|row| row.machine == victim).map(|row| row.unit.clone()).collect();
     let victim = cluster.lab.machine(victim).expect("known");

@@ -2,7 +2,10 @@
 //!
 //! Invariant: while the hub is away, the last known set is answered.
 
-use super::{Machine, steady::{Served, Services}};
+use super::{
+    Machine,
+    steady::{Served, Services},
+};
 use anyhow::Result;
 use dns::{Instance, Snapshot};
 use model::{Health, Subnet};
