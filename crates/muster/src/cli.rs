@@ -448,8 +448,8 @@ fn daemon() -> Result<tokio::runtime::Runtime> {
 /// To stderr, which is the journal under systemd: it adds the time itself.
 fn log() {
     // boringtun calls it an error when a peer does not answer; `net` says what matters of that.
-    let usual = || "info,boringtun=off".into();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| usual());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTER_LOG")
+        .unwrap_or_else(|_| "info,boringtun=off".into());
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     if std::env::var_os("JOURNAL_STREAM").is_some() { builder.without_time().init() } else { builder.init() }

@@ -221,7 +221,7 @@ fn a_flood_of_handshakes_is_asked_for_proof_and_peers_get_through() {
         let _end = End(stop);
         scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                // A thousand in a second: four times what is served without proof.
+                // At most a thousand in a second: four times what is served without proof.
                 (0..20).for_each(|_| drop(socket.send(&initiation)));
                 thread::sleep(Duration::from_millis(20));
             }
