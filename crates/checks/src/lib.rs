@@ -75,7 +75,7 @@ async fn http(
     let line = String::from_utf8_lossy(&answer);
     let line = line.lines().next().unwrap_or_default();
     let mut words = line.split(' ');
-    let status = words.next().filter(|word| word.starts_with("HTTP/1")).and(words.next());
+    let status = words.next().filter(|word| word.starts_with("HTTP/1")).and_then(|_| words.next());
     match status.and_then(|status| status.parse::<u16>().ok()) {
         Some(status) if wanted.contains(&status) => Ok(()),
         Some(status) => {

@@ -158,7 +158,7 @@ struct Listed {
 
 #[derive(Deserialize)]
 struct Happened {
-    #[serde(rename = "Action", alias = "status", default)]
+    #[serde(rename = "Action", default)]
     action: String,
     #[serde(rename = "Actor", default)]
     actor: Actor,

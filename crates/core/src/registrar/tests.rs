@@ -1,3 +1,5 @@
+//! The life of an instance, told event by event, and what must hold whatever happens.
+
 use super::*;
 use model::ServiceConfig;
 use proptest::prelude::*;
