@@ -133,7 +133,7 @@ pub(crate) struct Tail {
 
 impl Tail {
     /// The body has come to its end.
-    pub(crate) fn end(mut self: Box<Self>) {
+    pub(crate) fn end(mut self) {
         let sent = self.progress.as_ref().is_none_or(|progress| progress.done.get());
         if let Some(connection) = self.connection.take().filter(|_| sent) {
             self.upstream.keep(connection);

@@ -154,7 +154,7 @@ async fn forward(client: &Rc<Client>, request: Request<Incoming>) -> Result<Resp
         Box::new(Line::new(Arc::clone(log), client.address, client.tls, &parts, host, &service.name, started))
     });
     let length = incoming.size_hint();
-    let limit = policy.max_body.unwrap_or(worker.config().limits.body_bytes);
+    let limit = limit(&policy, worker);
     if length.lower() > limit {
         return Err(Refusal::TooLarge(limit));
     }
@@ -274,7 +274,7 @@ impl Attempt<'_> {
                 }
                 Err(Failed::Connect(request)) => {
                     flight.tell(now, Outcome::Unreachable);
-                    (parts, body) = request.into_parts();
+                    (parts, body) = (*request).into_parts();
                     last = Refusal::Unreachable(Rc::clone(service));
                     if !may_go_on {
                         return Err(last);
@@ -282,9 +282,7 @@ impl Attempt<'_> {
                 }
                 Err(Failed::Lost(error)) => {
                     if progress.as_ref().is_some_and(|progress| progress.too_large.get()) {
-                        return Err(Refusal::TooLarge(
-                            self.policy.max_body.unwrap_or(worker.config().limits.body_bytes),
-                        ));
+                        return Err(Refusal::TooLarge(limit(self.policy, worker)));
                     }
                     if progress.as_ref().is_some_and(|progress| !progress.done.get()) && is_clients(&error) {
                         return Err(Refusal::Body);
@@ -394,6 +392,10 @@ impl Attempt<'_> {
         drop(incoming);
         Response::from_parts(parts, ResponseBody::Own(None))
     }
+}
+
+fn limit(policy: &Policy, worker: &Worker) -> u64 {
+    policy.max_body.unwrap_or_else(|| worker.config().limits.body_bytes)
 }
 
 /// Whether sending it twice is the same as once.

@@ -60,22 +60,24 @@ impl Framing {
                 _ => {
                     let end = bytes.iter().position(|b| *b == b'\n');
                     let upto = end.unwrap_or(bytes.len());
-                    let room = LINE.saturating_sub(self.line.len());
-                    self.line.extend_from_slice(&bytes[..upto.min(room)]);
                     if upto > 0 {
                         self.head.last_was_return = bytes[upto - 1] == b'\r';
                     }
-                    bytes = &bytes[end.map_or(bytes.len(), |end| end + 1)..];
-                    if end.is_some() {
-                        let mut line = std::mem::take(&mut self.line);
-                        let whole = line.len() < LINE;
-                        let suspect = self.line_ends(&line, whole);
-                        line.clear();
-                        self.line = line;
-                        if suspect {
-                            return Some(self.heads + u32::from(self.place == Place::Head));
+                    let suspect = if end.is_some() && self.line.is_empty() {
+                        // As a rule all of it is here.
+                        self.line_ends(&bytes[..upto.min(LINE)], upto < LINE)
+                    } else {
+                        let room = LINE.saturating_sub(self.line.len());
+                        self.line.extend_from_slice(&bytes[..upto.min(room)]);
+                        end.is_some() && {
+                            let line = std::mem::take(&mut self.line);
+                            self.line_ends(&line, line.len() < LINE)
                         }
+                    };
+                    if suspect {
+                        return Some(self.heads + u32::from(self.place == Place::Head));
                     }
+                    bytes = &bytes[end.map_or(bytes.len(), |end| end + 1)..];
                 }
             }
         }
@@ -133,6 +135,9 @@ impl Framing {
         let head = &mut self.head;
         if head.lines == 0 {
             head.old = line.ends_with(b"HTTP/1.0");
+            return;
+        }
+        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
             return;
         }
         let Some(colon) = line.iter().position(|b| *b == b':') else { return };

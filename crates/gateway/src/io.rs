@@ -1,7 +1,7 @@
-//! The two ends of what passes through: a client's connection and one to an endpoint.
+//! A client's connection, whatever it came on.
 //!
-//! Invariant: both tell, without a system call and without a lock, what has to be known about them from outside: when
-//! the client was last heard of, and whether an idle connection to an endpoint is still good.
+//! Invariant: it tells without a system call and without a lock what has to be known about it from outside: when the
+//! client was last heard of, and what it keeps waiting.
 
 use crate::framing::Framing;
 use bytes::{Buf, Bytes};
@@ -207,74 +207,5 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Early<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-}
-
-/// A connection to an endpoint, which its pool can look at while hyper owns it.
-#[derive(Clone)]
-pub(crate) struct EndpointStream(pub(crate) Arc<TcpStream>);
-
-impl EndpointStream {
-    /// Whether nothing has come on an idle connection: no bytes, no end. One system call.
-    pub(crate) fn is_silent(&self) -> bool {
-        use rustix::net::{RecvFlags, recv};
-        let mut byte = [0u8; 1];
-        let peeked = recv(&*self.0, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        matches!(peeked, Err(rustix::io::Errno::AGAIN))
-    }
-}
-
-impl AsyncRead for EndpointStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read_buf(buffer) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-}
-
-impl AsyncWrite for EndpointStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write_vectored(slices) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Write).map_err(Into::into))
     }
 }

@@ -33,7 +33,7 @@ mod framing;
 mod gateway;
 /// What happens to headers.
 mod headers;
-/// Both ends of what passes through.
+/// A client's connection.
 mod io;
 /// Listening sockets.
 mod listen;
@@ -43,7 +43,7 @@ mod metrics;
 mod proxy_protocol;
 /// From host and path to a service.
 mod route;
-/// A client's connection.
+/// What a client's connection speaks, and until when.
 mod serve;
 /// A service, in one thread.
 mod service;

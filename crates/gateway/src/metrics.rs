@@ -87,8 +87,9 @@ pub(crate) fn render(all: &AllCounters, connections: usize, refused: u64, revisi
         let mut below = 0;
         for bucket in 0..=BOUNDS.len() {
             below += counters.iter().map(|c| c.buckets[bucket].load(Relaxed)).sum::<u64>();
-            let bound =
-                BOUNDS.get(bucket).map_or("+Inf".to_owned(), |bound| (*bound as f64 / 1e6).to_string());
+            let bound = BOUNDS
+                .get(bucket)
+                .map_or_else(|| "+Inf".to_owned(), |bound| (*bound as f64 / 1e6).to_string());
             let _ = writeln!(text, "{name}_bucket{{service=\"{service}\",le=\"{bound}\"}} {below}");
         }
         let seconds = sum(counters, |c| &c.micros) as f64 / 1e6;

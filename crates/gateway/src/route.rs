@@ -5,13 +5,16 @@
 use crate::table::{HostPattern, Table};
 use std::collections::HashMap;
 
+/// Services by prefix, the longest first.
+type ByPrefix<S> = Vec<(Box<str>, S)>;
+
 /// The routes of a table, in the order in which they are tried. `S` is what a service is for the caller.
 #[derive(Debug)]
 pub(crate) struct Routes<S> {
-    exact: HashMap<Box<str>, Vec<(Box<str>, S)>>,
+    exact: HashMap<Box<str>, ByPrefix<S>>,
     /// Longest first; each with its leading dot.
-    suffixes: Vec<(Box<str>, Vec<(Box<str>, S)>)>,
-    any: Vec<(Box<str>, S)>,
+    suffixes: Vec<(Box<str>, ByPrefix<S>)>,
+    any: ByPrefix<S>,
 }
 
 impl<S: Clone> Routes<S> {
@@ -40,7 +43,7 @@ impl<S: Clone> Routes<S> {
         routes
     }
 
-    fn list(&mut self, host: &HostPattern) -> &mut Vec<(Box<str>, S)> {
+    fn list(&mut self, host: &HostPattern) -> &mut ByPrefix<S> {
         match host {
             HostPattern::Any => &mut self.any,
             HostPattern::Exact(name) => self.exact.entry(name.to_ascii_lowercase().into()).or_default(),
@@ -68,7 +71,7 @@ impl<S: Clone> Routes<S> {
         } else {
             host
         };
-        let fitting = |list: &'_ Vec<(Box<str>, S)>| list.iter().position(|(prefix, _)| covers(prefix, path));
+        let fitting = |list: &ByPrefix<S>| list.iter().position(|(prefix, _)| covers(prefix, path));
         if let Some(list) = self.exact.get(host)
             && let Some(at) = fitting(list)
         {

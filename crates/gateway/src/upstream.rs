@@ -3,7 +3,6 @@
 //! Invariant: once it is closed, it has no idle connection, and a connection that becomes idle is closed.
 
 use crate::body::RequestBody;
-use crate::io::EndpointStream;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response};
@@ -13,7 +12,7 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream};
 use tracing::debug;
@@ -47,13 +46,14 @@ struct Idle {
 /// An HTTP/1.1 connection to an endpoint.
 pub(crate) struct Connection {
     sender: http1::SendRequest<RequestBody>,
-    stream: EndpointStream,
+    /// The same socket once more, to look at it while hyper owns it.
+    socket: OwnedFd,
 }
 
 /// Why there is no answer.
 pub(crate) enum Failed {
     /// No connection, and so nothing was sent.
-    Connect(Request<RequestBody>),
+    Connect(Box<Request<RequestBody>>),
     /// The request, or part of it, may have arrived.
     Lost(hyper::Error),
 }
@@ -115,13 +115,13 @@ impl Upstream {
 
     fn unreachable(&self, error: &io::Error, request: Request<RequestBody>) -> Failed {
         debug!(instance = %self.instance, address = %self.address, %error, "endpoint cannot be reached");
-        Failed::Connect(request)
+        Failed::Connect(Box::new(request))
     }
 
     fn take(&self, careful: bool) -> Option<Connection> {
         loop {
             let Idle { connection, .. } = self.idle.borrow_mut().pop()?;
-            if connection.sender.is_closed() || (careful && !connection.stream.is_silent()) {
+            if connection.sender.is_closed() || (careful && !is_silent(&connection.socket)) {
                 continue;
             }
             return Some(connection);
@@ -170,15 +170,16 @@ impl Upstream {
     }
 
     async fn connect(&self, timeout: Duration) -> io::Result<Connection> {
-        let stream = EndpointStream(Arc::new(self.tcp(timeout).await?));
+        let stream = self.tcp(timeout).await?;
+        let socket = stream.as_fd().try_clone_to_owned()?;
         let (sender, connection) = http1::Builder::new()
-            .handshake(TokioIo::new(stream.clone()))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| io::Error::other(error.to_string()))?;
         tokio::task::spawn_local(async move {
             let _ = connection.with_upgrades().await; // whoever waits for an answer is told
         });
-        Ok(Connection { sender, stream })
+        Ok(Connection { sender, socket })
     }
 
     /// A connection to the endpoint, set up so that a machine that is gone is noticed.
@@ -239,6 +240,14 @@ impl Upstream {
         }
         Ok(sender)
     }
+}
+
+/// Whether nothing has come on an idle connection: no bytes, no end. One system call.
+fn is_silent(socket: &OwnedFd) -> bool {
+    use rustix::net::{RecvFlags, recv};
+    let mut byte = [0u8; 1];
+    let peeked = recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(peeked, Err(rustix::io::Errno::AGAIN))
 }
 
 /// The request, if it was not sent.
