@@ -142,19 +142,18 @@ pub(crate) fn hand_over(mut next: UnixStream, sockets: Inherited) -> io::Result<
     Ok(word == "serving\n")
 }
 
-/// Sockets that systemd has kept, by the names under which they were stored: what [`crate::Gateway::sockets`] gave away
-/// with `FDSTORE=1`. Only descriptors with names of the gateway's are taken.
-///
-/// `descriptors` are numbers with names, as `sd_listen_fds_with_names` tells them.
-pub fn inherited(descriptors: impl IntoIterator<Item = (i32, String)>) -> io::Result<Inherited> {
-    let me = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
-    let mut inherited = Vec::new();
-    for (number, name) in descriptors {
+/// Sockets that systemd has kept for this process, by the names under which they were stored: what
+/// [`crate::Gateway::sockets`] gave away with `FDSTORE=1`. Only those with names of the gateway's are taken. To be called
+/// once, before other threads look at the environment.
+pub fn inherited() -> io::Result<Inherited> {
+    let Ok(names) = std::env::var("LISTEN_FDNAMES") else { return Ok(Inherited::new()) };
+    let mut descriptors = listenfd::ListenFd::from_env();
+    let mut inherited = Inherited::new();
+    for (index, name) in names.split(':').enumerate() {
         let Ok(listener) = name.parse::<Listener>() else { continue };
-        // A copy, since the number alone says nothing about who owns it.
-        let flags = rustix::process::PidfdGetfdFlags::empty();
-        let copy = rustix::process::pidfd_getfd(&me, number, flags)?;
-        inherited.push((listener, copy));
+        if let Some(socket) = descriptors.take_tcp_listener(index)? {
+            inherited.push((listener, socket.into()));
+        }
     }
     Ok(inherited)
 }

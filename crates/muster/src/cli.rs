@@ -27,6 +27,8 @@ mod net;
 mod output;
 /// Files made of templates.
 mod render;
+/// What the gateway serves.
+mod route;
 /// `status`, `journal`, `exec`.
 mod run;
 /// Services, and an operator's word on an instance.
@@ -237,6 +239,11 @@ enum Command {
     ///
     /// Example: muster endpoints someapp
     Endpoints(services::Endpoints),
+    /// Show what this machine's gateway serves.
+    ///
+    /// Example: muster route ls
+    #[command(subcommand)]
+    Route(route::Route),
     /// Show, check and set up the cluster network.
     ///
     /// Example: muster net status
@@ -338,6 +345,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Hub(hub) => client_runtime()?.block_on(Box::pin(hub.run())),
         Command::Config(file) => show_config(&load(&file)?),
         Command::Lab(args) => lab::run(args),
+        Command::Route(verb) => verb.run(),
         Command::FdForward(verb) => verb.run(),
         Command::Verify { .. } => Ok(verify()),
         Command::Completion(verb) => verb.run(Cli::command()),
@@ -358,6 +366,7 @@ fn useless_endpoint(matches: &clap::ArgMatches) -> Option<String> {
     }
     let instead = match verb {
         "kv" | "hub" | "render" | "services" | "endpoints" => "it speaks to the hub, which --endpoints names",
+        "route" => "it asks this machine's gateway, or the one that --admin names",
         "agent" => "it serves the API, and where is said by [api] in its configuration",
         "config" => "it reads a file and asks nobody",
         "lab" => "it works on this box; for one of its machines use `muster lab exec`",
@@ -401,6 +410,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         Command::Net(verb) => verb.run(client).await,
         Command::FdForward(_)
         | Command::Render(_)
+        | Command::Route(_)
         | Command::Verify { .. }
         | Command::Version
         | Command::Completion(_)

@@ -126,11 +126,7 @@ fn reported(applied: &Applied) -> (Revision, Inflight) {
 
 /// Sockets that systemd kept while the daemon was restarted.
 fn inherited() -> Inherited {
-    let descriptors = match sd_notify::listen_fds_with_names() {
-        Ok(descriptors) => descriptors.collect::<Vec<_>>(),
-        Err(_) => return Inherited::new(),
-    };
-    ::gateway::inherited(descriptors).unwrap_or_else(|error| {
+    ::gateway::inherited().unwrap_or_else(|error| {
         warn!(%error, "systemd's copies of the gateway's sockets are of no use: connections were refused meanwhile");
         Inherited::new()
     })
