@@ -130,7 +130,8 @@ impl Catalog {
             }
             ServiceKey::State(instance) => {
                 let state = |value: &[u8]| {
-                    InstanceState::parse(value).ok_or("it is neither `drain` nor `maintenance`".to_owned())
+                    InstanceState::parse(value)
+                        .ok_or_else(|| "it is neither `drain` nor `maintenance`".to_owned())
                 };
                 read(value, state).map(|state| service.edit(instance, |view| view.state = state))
             }

@@ -361,12 +361,26 @@ fn route_message(route: &Route, index: u32) -> RouteMessage {
         (IpAddr::V4(net), via) => {
             let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net, len);
             let via = via.and_then(v4);
-            common(via.map_or(builder.clone(), |via| builder.gateway(via)), route, index)
+            common(
+                match via {
+                    Some(via) => builder.gateway(via),
+                    None => builder,
+                },
+                route,
+                index,
+            )
         }
         (IpAddr::V6(net), via) => {
             let builder = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net, len);
             let via = via.and_then(v6);
-            common(via.map_or(builder.clone(), |via| builder.gateway(via)), route, index)
+            common(
+                match via {
+                    Some(via) => builder.gateway(via),
+                    None => builder,
+                },
+                route,
+                index,
+            )
         }
     }
 }

@@ -37,7 +37,7 @@ impl Log {
     pub(crate) fn here(config: &NginxConfig) -> Self {
         let main = fs::read_to_string(&config.main).unwrap_or_default();
         let path = error_log(&main).map_or_else(|| "/var/log/nginx/error.log".into(), PathBuf::from);
-        let path = config.main.parent().map_or(path.clone(), |directory| directory.join(path));
+        let path = config.main.parent().map_or_else(|| path.clone(), |directory| directory.join(&path));
         let from = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         Self { path, from }
     }

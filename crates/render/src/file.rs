@@ -187,11 +187,14 @@ impl<O: Output> File<O> {
         let wrong = |source| self.wrong(&staged, source);
         let before = fs::metadata(&self.destination).ok();
         let mut file = fs::File::create(&staged).map_err(wrong)?;
-        let mode = self.owner.mode.or(before.as_ref().map(|before| before.mode() & 0o7777)).unwrap_or(0o644);
+        let mode =
+            self.owner.mode.or_else(|| before.as_ref().map(|before| before.mode() & 0o7777)).unwrap_or(0o644);
         file.set_permissions(fs::Permissions::from_mode(mode)).map_err(wrong)?;
         let new = file.metadata().map_err(wrong)?;
-        let uid = self.owner.uid.or(before.as_ref().map(MetadataExt::uid)).filter(|uid| *uid != new.uid());
-        let gid = self.owner.gid.or(before.as_ref().map(MetadataExt::gid)).filter(|gid| *gid != new.gid());
+        let uid =
+            self.owner.uid.or_else(|| before.as_ref().map(MetadataExt::uid)).filter(|uid| *uid != new.uid());
+        let gid =
+            self.owner.gid.or_else(|| before.as_ref().map(MetadataExt::gid)).filter(|gid| *gid != new.gid());
         if uid.is_some() || gid.is_some() {
             std::os::unix::fs::fchown(&file, uid, gid).map_err(wrong)?;
         }

@@ -93,6 +93,7 @@ impl Resource {
     }
 
     /// Reads all of a directory, and of the directory `conf.d` in it, by their names.
+    #[expect(clippy::type_complexity, reason = "each file has its path, and an error of its own")]
     pub fn read_all(directory: &Path) -> Result<Vec<(PathBuf, Result<Self, ResourceError>)>, ResourceError> {
         let mut paths = Vec::new();
         for place in [directory.to_owned(), directory.join("conf.d")] {

@@ -31,7 +31,7 @@ impl Commands {
     /// The command with its places filled in. Without a staged file, `{{.src}}` is the file in place, as in confd.
     fn fill(&self, command: &str, staged: Option<&Path>) -> String {
         let destination = self.destination.display().to_string();
-        let source = staged.map_or(destination.clone(), |staged| staged.display().to_string());
+        let source = staged.map_or_else(|| destination.clone(), |staged| staged.display().to_string());
         let mut filled = command.to_owned();
         for (name, value) in [("src", &source), ("dest", &destination)] {
             for place in [format!("{{{{.{name}}}}}"), format!("{{{{ .{name} }}}}"), format!("{{{{{name}}}}}")]

@@ -41,6 +41,7 @@ mod tests {
     use proptest::{prelude::*, sample::Index};
     use std::path::Path;
 
+    #[expect(clippy::disallowed_methods, reason = "a test reads its own corpus")]
     fn corpus() -> Vec<Vec<u8>> {
         let folder = |path: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         let files = |path: &str| {

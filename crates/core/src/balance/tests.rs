@@ -1,3 +1,7 @@
+//! The balancer's promises, in examples and in properties.
+//!
+//! Not here: sockets. Each test has a clock and dice of its own; none depends on how fast it runs.
+
 use super::{Strategy, *};
 use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 

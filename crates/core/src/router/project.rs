@@ -41,7 +41,7 @@ impl Metrics {
         let (port, path) = match said.strip_prefix(':') {
             Some(rest) => {
                 let (port, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-                (port.parse().unwrap_or(endpoint.0.port()), path)
+                (port.parse().unwrap_or_else(|_| endpoint.0.port()), path)
             }
             None => (endpoint.0.port(), said),
         };

@@ -1,3 +1,7 @@
+//! Staging, checking, replacing, telling, taking back: each step failing in turn.
+//!
+//! Invariant checked throughout: whatever fails, the file that was there before is there after.
+
 use super::*;
 use crate::Commands;
 

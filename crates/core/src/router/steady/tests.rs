@@ -1,3 +1,7 @@
+//! What is held, for how long, and what is not.
+//!
+//! Times are made up; the property tests check the invariants that `steady` states against a plain model.
+
 use super::*;
 use proptest::prelude::*;
 
