@@ -1,3 +1,8 @@
+//! Balancers under requests that succeed, fail and hang, while endpoints come and go.
+//!
+//! Not here: connections. Shares are counted with dice whose seed is fixed; what must hold whatever happens is tried with
+//! random histories.
+
 use super::{Strategy, *};
 use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 

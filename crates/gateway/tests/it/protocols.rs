@@ -332,7 +332,7 @@ fn tls_shows_the_certificate_for_the_name_and_takes_new_files() {
         prefix: "/".to_owned(),
         service: "web".parse().expect("a name"),
     });
-    let config = GatewayConfig { certificates: vec![first.clone(), second], ..config() };
+    let config = GatewayConfig { certificates: vec![first, second], ..config() };
     let (gateway, plain) = start_with(config, table);
     let addresses = gateway.addresses();
     let address = *addresses.iter().find(|(l, _)| matches!(l, Listener::Https(_))).expect("HTTPS").1;
