@@ -1,6 +1,7 @@
-//! The balancer's promises, in examples and in properties.
+//! Balancers under requests that succeed, fail and hang, while endpoints come and go.
 //!
-//! Not here: sockets. Each test has a clock and dice of its own; none depends on how fast it runs.
+//! Not here: connections. Shares are counted with dice whose seed is fixed; what must hold whatever happens is tried with
+//! random histories.
 
 use super::{Strategy, *};
 use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};

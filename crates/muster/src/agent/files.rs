@@ -146,7 +146,9 @@ pub(crate) async fn keep(
                     Delta::Lost => false,
                     Delta::Reset(listing) => tree.reset(part, &listing),
                     Delta::Changes(changes) => {
-                        changes.changes.iter().fold(false, |any, change| tree.change(part, change) || any)
+                        // All of them, however early one makes a difference.
+                        let differences = changes.changes.iter().filter(|change| tree.change(part, change));
+                        differences.count() > 0
                     }
                 };
                 if changed {

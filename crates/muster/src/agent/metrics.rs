@@ -69,7 +69,7 @@ mod tests {
     fn a_page_is_in_prometheus_text_format() {
         let metrics = Metrics::default();
         metrics.register(|page| page.gauge("muster_a", "A.", 1));
-        metrics.clone().register(|page| {
+        metrics.register(|page| {
             page.metric("counter", "muster_b", "B.", &[(label("x", "a\"b"), "2".to_owned())]);
         });
         assert_eq!(

@@ -97,7 +97,7 @@ impl Places {
                 continue;
             }
             let cannot = || format!("cannot write {}", path.display());
-            std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).with_context(cannot)?;
+            std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).with_context(cannot)?;
             write_file(&path, &text).with_context(cannot)?;
         }
         Ok(())

@@ -46,7 +46,7 @@ impl View {
             let known = which(snapshot);
             news = *known != problem;
             *known = problem;
-            snapshot.status.problem = snapshot.refused.clone().or(snapshot.failed.clone());
+            snapshot.status.problem = snapshot.refused.clone().or_else(|| snapshot.failed.clone());
         });
         news
     }
