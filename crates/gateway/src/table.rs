@@ -102,7 +102,7 @@ pub struct Policy {
     pub sticky: bool,
     /// How long a connection may take to be made. Default: 300 ms.
     pub connect_timeout: Duration,
-    /// How long an answer may take to begin, and how long it may stall. Default: 60 s.
+    /// How long an answer may take to begin. Default: 60 s.
     pub timeout: Duration,
     /// How long after the client's last byte, and the service's, a TCP connection or a tunnel may be silent. Default: 1 h.
     pub tunnel_timeout: Duration,

@@ -76,7 +76,7 @@ fn snapshot(base: &Snapshot, served: &Served) -> Snapshot {
     });
     Snapshot {
         serial: u32::try_from(served.revision.0 & i64::from(u32::MAX)).unwrap_or_default(),
-        current: served.known,
+        current: served.current,
         services: services.collect(),
         ..base.clone()
     }

@@ -31,6 +31,8 @@ pub(crate) struct Served {
     pub(crate) revision: Revision,
     /// Whether the hub has been heard at all: before that, nothing is known.
     pub(crate) known: bool,
+    /// Whether the hub is there to say what changes.
+    pub(crate) current: bool,
     /// Services that are held because most of them vanished at once.
     pub(crate) held: Vec<ServiceName>,
 }
@@ -72,6 +74,7 @@ impl Follower {
                     // Nothing is made of an error.
                     Some(Delta::Lost) => {
                         away.get_or_insert_with(Instant::now);
+                        self.sender.send_modify(|served| served.current = false);
                         continue;
                     }
                     Some(Delta::Reset(listing)) => {
@@ -141,7 +144,7 @@ impl Follower {
             if *served.catalog != *steady.catalog() {
                 served.catalog = Arc::new(steady.catalog().clone());
             }
-            (served.revision, served.known, served.held) = (revision, true, held);
+            (served.revision, served.known, served.current, served.held) = (revision, true, true, held);
         });
     }
 }

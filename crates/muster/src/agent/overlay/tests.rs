@@ -477,7 +477,10 @@ fn host_gw_routes_over_the_machines_network_and_back_again() {
 fn what_cannot_be_used_is_refused_and_changes_nothing() {
     let world = World::vxlan(2);
     let running = world.start_all();
-    world.host(0).run("ip link add vx type vxlan id 9 dstport 8472 dev eth0");
+    // On both: a machine that could follow would, and the other could not reach it any more.
+    for host in 0..2 {
+        world.host(host).run("ip link add vx type vxlan id 9 dstport 8472 dev eth0");
+    }
     for (config, told) in [
         ("{", "no JSON object"),
         (r#"{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}"#, "backend `udp` is not supported"),
