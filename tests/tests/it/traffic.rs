@@ -33,11 +33,30 @@ fn nobody_notices() {
     cluster.sh("muster submit someapp-registered@.service").expect("submitted");
     cluster.muster(&["start", "someapp-registered@{1..4}"]).expect("started");
     registered(&cluster, 4);
+    containers_ask_their_machine_for_names(&cluster);
     all_copies_are_replaced(&cluster);
     a_container_crashes(&cluster);
     the_hub_is_away(&cluster);
     the_gateway_is_restarted(&cluster);
     a_machine_dies(&cluster);
+}
+
+/// Docker names the machine as its containers' name server, and the machine knows all four copies.
+fn containers_ask_their_machine_for_names(cluster: &Lab) {
+    let script = r#"
+server=$(ip -4 -o addr show docker0 | sed 's/.*inet \([0-9.]*\).*/\1/')
+grep -q "nameserver $server" /var/lib/docker/containers/*/resolv.conf || exit 3
+/usr/bin/python3 -c '
+import socket, sys
+name = b"".join(bytes([len(part)]) + part.encode() for part in "someapp.svc.cluster.internal".split("."))
+ask = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+ask.settimeout(5)
+ask.sendto(b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + name + b"\x00\x00\x01\x00\x01", (sys.argv[1], 53))
+answer = ask.recv(1232)
+print(answer[3] & 15, int.from_bytes(answer[6:8], "big"))
+' "$server"
+"#;
+    eventually("the name has four addresses", || Ok(cluster.sh(script)?.trim() == "0 4")).expect("it has");
 }
 
 /// POSTs, which nobody may send twice: only a drain before the stop saves them.
