@@ -34,6 +34,7 @@ fn nobody_notices() {
     cluster.muster(&["start", "someapp-registered@{1..4}"]).expect("started");
     registered(&cluster, 4);
     containers_ask_their_machine_for_names(&cluster);
+    what_is_served_is_shown(&cluster);
     all_copies_are_replaced(&cluster);
     a_container_crashes(&cluster);
     the_hub_is_away(&cluster);
@@ -57,6 +58,19 @@ print(answer[3] & 15, int.from_bytes(answer[6:8], "big"))
 ' "$server"
 "#;
     eventually("the name has four addresses", || Ok(cluster.sh(script)?.trim() == "0 4")).expect("it has");
+}
+
+/// For people, and for programs.
+fn what_is_served_is_shown(cluster: &Lab) {
+    let shown = cluster.muster(&["route", "ls"]).expect("the gateway answers");
+    assert!((1..=4).all(|copy| shown.contains(&format!("someapp-registered@{copy}"))), "{shown}");
+    for verb in
+        [&["route", "ls", "-o", "json"][..], &["services", "-o", "json"], &["endpoints", "-o", "json"]]
+    {
+        let shown = cluster.muster(verb).expect("it answers");
+        assert!(serde_json::from_str::<serde_json::Value>(&shown).is_ok(), "{verb:?}: {shown}");
+        assert!(shown.contains("someapp-registered@1"), "{verb:?}: {shown}");
+    }
 }
 
 /// POSTs, which nobody may send twice: only a drain before the stop saves them.
