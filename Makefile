@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster-target
 STATIC := -- -C target-feature=+crt-static
 
-.PHONY: demo demo-down test lint bench bench-engine bench-gateway bench-hub setup
+.PHONY: demo demo-down test lint bench bench-discovery bench-engine bench-gateway bench-hub setup
 
 # The story on four real machines; leaves the cluster running.
 demo: setup
@@ -35,6 +35,14 @@ bench: setup
 	cargo build --release --package muster --package story --package gateway-bench
 	cargo rustc --release --package someapp $(STATIC)
 	$(CARGO_TARGET_DIR)/release/bench
+
+# The promises of registration and balancing, on four machines under load; rewrites bench/discovery.md. Takes some
+# fifteen minutes, and a quiet machine.
+bench-discovery: setup
+	cargo build --release --package muster --package story --package gateway-bench
+	cargo build --release --package dns --example dns_load
+	cargo rustc --release --package someapp $(STATIC)
+	$(CARGO_TARGET_DIR)/release/discovery
 
 # The engine alone, without a hub; rewrites bench/engine.md.
 bench-engine: setup

@@ -3,6 +3,8 @@
 
 /// Muster installed on a lab's machines as `packaging/` says.
 pub mod cluster;
+/// The promises of registration and balancing, one row each.
+pub mod discovery;
 /// How long things take, on a cluster that runs.
 pub mod measure;
 /// Load on a cluster's gateways, with an account of every request.

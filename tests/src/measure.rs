@@ -8,6 +8,8 @@ use crate::{Cluster, eventually};
 use anyhow::{Context, Result, ensure};
 use lab::Machine;
 use std::{
+    fs,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -375,4 +377,24 @@ pub fn memory(cluster: &Cluster) -> Result<Vec<Figure>> {
         figure("memory of the daemon, all roles", samples, "fleetd 17 + etcd 43 + flanneld", "≤ 40 MB"),
         figure("memory of the daemon, agent", rest, "fleetd 17 MB", "≤ 20 MB"),
     ])
+}
+
+/// What machine this is: figures mean nothing without it.
+pub fn box_facts() -> Result<String> {
+    let read = |path| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
+    let cpu = read("/proc/cpuinfo")?;
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or(": unknown")
+        .trim_start_matches([' ', '\t', ':']);
+    let cores = cpu.matches("processor\t").count();
+    let load = read("/proc/loadavg")?;
+    let kernel = Command::new("uname").arg("-r").output()?;
+    let profile = if cfg!(debug_assertions) { "debug build" } else { "release build" };
+    Ok(format!(
+        "{cores} cores ({model}), Linux {}, {profile}, load average {} at the end; four machines on this one box.",
+        String::from_utf8_lossy(&kernel.stdout).trim(),
+        load.split(' ').next().unwrap_or("?")
+    ))
 }

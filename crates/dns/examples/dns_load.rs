@@ -2,7 +2,9 @@
 //! one client; the median, the 99th percentile and the longest are printed. Beside them a bare echo over the same kind of socket at the
 //! same pace: what the machine itself takes.
 //!
-//! `cargo run --release -p dns --example dns_load [PER_SECOND [SECONDS]]`
+//! With an address, the server there is asked instead of one in this process.
+//!
+//! `cargo run --release -p dns --example dns_load [PER_SECOND [SECONDS [ADDRESS:PORT]]]`
 #![expect(clippy::unwrap_used, reason = "a measurement stops at the first surprise")]
 
 use dns::{DnsConfig, Instance, Server, Snapshot};
@@ -21,14 +23,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u32>().expect("a number"));
-    let (pace, seconds) = (arguments.next().unwrap_or(5_000), arguments.next().unwrap_or(5));
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |usual| arguments.next().map_or(usual, |text| text.parse::<u32>().expect("a number"));
+    let (pace, seconds) = (number(5_000), number(5));
+    let asked = arguments.next().map(|text| text.parse::<SocketAddr>().expect("an address and a port"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let _inside = runtime.enter();
     let (_sender, snapshot) = watch::channel(Arc::new(snapshot()));
     let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
     let server = Server::new(&DnsConfig { listen, ..DnsConfig::default() }).unwrap();
-    let address = server.addresses()[0];
+    let address = asked.unwrap_or(server.addresses()[0]);
     runtime.spawn(server.run(snapshot, CancellationToken::new()));
     let echo = runtime.block_on(tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let echo_address = echo.local_addr().unwrap();

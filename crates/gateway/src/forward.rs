@@ -32,7 +32,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Bodies up to this size are kept, where the request may be sent twice.
+/// Bodies up to this size are awaited and sent in one piece with the request: that costs one write, a client that breaks off
+/// reaches no endpoint, and the request can be sent again where that is allowed.
 const KEPT: u64 = 64 << 10;
 /// By it a client says that the same key twice is the same request.
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -163,7 +164,7 @@ async fn forward(client: &Rc<Client>, request: Request<Incoming>) -> Result<Resp
     let idempotent = is_idempotent(&parts);
     let body = if incoming.is_end_stream() {
         RequestBody::Empty
-    } else if idempotent && length.exact().is_some_and(|length| length <= KEPT) {
+    } else if length.exact().is_some_and(|length| length <= KEPT) {
         RequestBody::Whole(Some(incoming.collect().await.map_err(|_| Refusal::Body)?.to_bytes()))
     } else {
         let progress = Rc::<Progress>::default();

@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -48,6 +48,9 @@ struct App {
     address: Option<IpAddr>,
     served: AtomicU64,
     under_way: AtomicUsize,
+    ending: AtomicBool,
+    /// Requests for pages that came after it was asked to end.
+    late: AtomicU64,
 }
 
 fn serve() -> io::Result<()> {
@@ -56,6 +59,8 @@ fn serve() -> io::Result<()> {
         address: own_address(),
         served: AtomicU64::new(0),
         under_way: AtomicUsize::new(0),
+        ending: AtomicBool::new(false),
+        late: AtomicU64::new(0),
     });
     let mut signals =
         signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
@@ -65,10 +70,15 @@ fn serve() -> io::Result<()> {
     thread::spawn(move || {
         signals.forever().next();
         let asked = Instant::now();
+        ending.ending.store(true, Ordering::SeqCst);
         while ending.under_way.load(Ordering::SeqCst) > 0 && asked.elapsed() < GRACE {
             thread::sleep(Duration::from_millis(10));
         }
-        println!("{} ends after {} pages", ending.instance, ending.served.load(Ordering::SeqCst));
+        let (served, late) = (ending.served.load(Ordering::SeqCst), ending.late.load(Ordering::SeqCst));
+        println!(
+            "{} ends after {served} pages, {late} of them asked for after it was told to",
+            ending.instance
+        );
         std::process::exit(0);
     });
     for stream in listener.incoming() {
@@ -143,6 +153,7 @@ fn answer(app: &App, request: &str, reader: &mut impl BufRead, stream: &mut TcpS
 
 fn page(app: &App) -> String {
     let number = app.served.fetch_add(1, Ordering::SeqCst) + 1;
+    app.late.fetch_add(app.ending.load(Ordering::SeqCst).into(), Ordering::SeqCst);
     let address = app.address.map_or_else(|| "no address".to_owned(), |address| address.to_string());
     format!(
         "<!doctype html>\n<title>{0}</title>\n<h1>{0}</h1>\n<p>This is {0} at {address}, page {number} since it started.</p>\n",

@@ -2,7 +2,7 @@
 //! table of the README.
 
 use anyhow::{Context, Result};
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, time::Duration};
 use story::{Cluster, measure};
 
 fn main() -> Result<()> {
@@ -54,7 +54,7 @@ fn run(cluster: &Cluster) -> Result<()> {
     let text = format!(
         "# Measured\n\nWritten by `make bench`. {}\n\n{}\nA figure is the median, in brackets the least, the most and the number of runs. How each is measured, and where \
          the older systems' figures come from: [README.md](README.md).\n",
-        box_facts()?,
+        measure::box_facts()?,
         measure::table(&figures)
     );
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -75,24 +75,4 @@ fn between(readme: &str, table: &str) -> Result<String> {
         readme.split_once(MARKS[0]).context("the README has no mark where the table begins")?;
     let (_, after) = rest.split_once(MARKS[1]).context("the README has no mark where the table ends")?;
     Ok(format!("{before}{}{table}{}{after}", MARKS[0], MARKS[1]))
-}
-
-/// What machine this is: figures mean nothing without it.
-fn box_facts() -> Result<String> {
-    let read = |path| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
-    let cpu = read("/proc/cpuinfo")?;
-    let model = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .unwrap_or(": unknown")
-        .trim_start_matches([' ', '\t', ':']);
-    let cores = cpu.matches("processor\t").count();
-    let load = read("/proc/loadavg")?;
-    let kernel = Command::new("uname").arg("-r").output()?;
-    let profile = if cfg!(debug_assertions) { "debug build" } else { "release build" };
-    Ok(format!(
-        "{cores} cores ({model}), Linux {}, {profile}, load average {} at the end; four machines on this one box.",
-        String::from_utf8_lossy(&kernel.stdout).trim(),
-        load.split(' ').next().unwrap_or("?")
-    ))
 }

@@ -4,7 +4,6 @@
 
 use crate::{Lab, alone};
 use lab::Output;
-use std::time::{Duration, Instant};
 use story::eventually;
 
 #[test]
@@ -69,14 +68,10 @@ fn a8_3_the_state_of_an_unknown_unit_broke_the_connection(cluster: &Lab) {
 fn a8_4_the_state_of_a_moved_unit_was_lost(cluster: &Lab) {
     let before = cluster.home("hello@1.service").expect("listed").expect("it runs").name().to_owned();
     ok(cluster, &format!("muster drain {before}"));
-    // Between the old machine's stop and the new one's start no machine has it; fleet lost sight of it for up to 24 s.
-    let mut seen = Instant::now();
+    // fleet lost sight of it for up to 24 s; here every list has it.
     let moved = || {
         let rows: Vec<_> = cluster.units()?.into_iter().filter(|row| row.unit == "hello@1.service").collect();
-        if !rows.is_empty() {
-            seen = Instant::now();
-        }
-        assert!(seen.elapsed() < Duration::from_secs(5), "it is in no list for {:?}", seen.elapsed());
+        assert!(!rows.is_empty(), "it is in no list");
         Ok(matches!(rows.as_slice(), [row] if row.machine != before && row.active == "active"))
     };
     eventually("it runs elsewhere and nowhere else", moved).expect("it does");

@@ -167,9 +167,55 @@ fn an_instance_is_in_service_while_it_works_and_drains_before_it_stops() {
     assert_eq!(world.on_m2("cat /run/at-stop-1").trim(), "gone");
     assert!(world.cluster.sh("muster cat reg@1").expect("there").lines().eq(UNIT.lines()));
 
+    several_ports_and_dockers_own_check(&world);
+
     // A machine that loses its power takes its keys with it.
     world.cluster.sh("muster start reg@1").expect("started");
     world.m2.kill().expect("cut");
     world.gone("the key goes with the machine's lease");
     assert_eq!(world.value(META), None);
+}
+
+/// Of an image that checks itself; two services, the second one of another port that answers nothing, which nobody checks.
+const CHECKED: &str = "[Service]
+ExecStartPre=-/usr/bin/docker rm -f checked
+ExecStart=/usr/bin/docker run --rm --name checked -e INSTANCE=checked checked
+ExecStop=/usr/bin/docker stop --time 5 checked
+[X-Fleet]
+MachineMetadata=number=2
+[X-Service]
+Name=checked
+Port=3000
+Check=none
+[X-Service-admin]
+Port=9000
+Check=none
+";
+
+fn several_ports_and_dockers_own_check(world: &World) {
+    // The image's own program is what it has to check itself with.
+    world.on_m2(
+        "docker create --name shell someapp >/dev/null && docker export shell | docker import \
+         --change 'ENTRYPOINT [\"/someapp\"]' --change 'HEALTHCHECK --interval=500ms --timeout=500ms --retries=2 \
+         CMD [\"/someapp\", \"get\", \"http://127.0.0.1:3000/healthz\"]' - checked >/dev/null && docker rm shell >/dev/null",
+    );
+    let text = format!("cat >/root/checked.service <<'END'\n{CHECKED}END");
+    world.cluster.sh(&text).expect("written");
+    world.cluster.sh("muster submit checked.service && muster start checked").expect("started");
+    let ip = world.on_m2("docker inspect --format '{{.NetworkSettings.IPAddress}}' checked");
+    let of = |service: &str| world.value(&format!("/services/{service}/upstream/checked"));
+    let both = || {
+        Ok(of("checked") == Some(format!("{}:3000", ip.trim()))
+            && of("admin") == Some(format!("{}:9000", ip.trim())))
+    };
+    eventually("both ports are registered", both).expect("they are");
+    // Docker's own check counts, though ours is none.
+    world.on_m2("kill -STOP $(docker inspect --format '{{.State.Pid}}' checked)");
+    eventually("Docker calls it unhealthy, and so do we", || Ok(of("checked").is_none())).expect("it is out");
+    let meta = world.value("/services/checked/meta/checked").expect("its record says why");
+    assert!(meta.contains("critical") && meta.contains("unhealthy"), "{meta}");
+    world.on_m2("kill -CONT $(docker inspect --format '{{.State.Pid}}' checked)");
+    eventually("and it is back when Docker says so", both).expect("it is");
+    world.cluster.sh("muster destroy checked").expect("destroyed");
+    assert_eq!((of("checked"), of("admin")), (None, None));
 }

@@ -5,6 +5,7 @@
 
 use crate::{Lab, alone};
 use anyhow::Result;
+use lab::Machine;
 use story::{Account, Traffic, eventually, measure};
 
 /// Enough to hit every moment, and little enough for two cores that run four machines.
@@ -39,6 +40,8 @@ fn nobody_notices() {
     a_container_crashes(&cluster);
     the_hub_is_away(&cluster);
     the_gateway_is_restarted(&cluster);
+    a_machine_is_drained(&cluster);
+    a_machine_shuts_down(&cluster);
     a_machine_dies(&cluster);
 }
 
@@ -128,14 +131,52 @@ fn the_gateway_is_restarted(cluster: &Lab) {
     account.ensure_nothing_lost().expect("what was under way is finished, what came meanwhile waits");
 }
 
-fn a_machine_dies(cluster: &Lab) {
+/// A machine other than the gateways' with copies on it, and their units.
+fn victim(cluster: &Lab) -> (Machine, Vec<String>) {
     let running = cluster.units().expect("listed");
     let other = |name: &&str| running.iter().any(|row| row.machine == **name && row.active == "active");
-    let victim =
-        ["m3", "m4"].into_iter().find(other).expect("copies run on other machines than the gateway's");
-    let units: Vec<_> =
-        running.iter().filter(|row| row.machine == victim).map(|row| row.unit.clone()).collect();
-    let victim = cluster.lab.machine(victim).expect("known");
+    let name = ["m3", "m4"].into_iter().find(other).expect("copies run on other machines than the gateways'");
+    let units = running.iter().filter(|row| row.machine == name).map(|row| row.unit.clone()).collect();
+    (cluster.lab.machine(name).expect("known"), units)
+}
+
+fn a_machine_is_drained(cluster: &Lab) {
+    let (machine, _) = victim(cluster);
+    let name = machine.name();
+    let account = under_load(cluster, &POSTS, || {
+        cluster.muster(&["drain", name])?;
+        eventually("nothing runs there", || Ok(cluster.units()?.iter().all(|row| row.machine != name)))?;
+        registered(cluster, 4);
+        cluster.muster(&["undrain", name])?;
+        cluster.muster(&["rebalance", "--yes"]).map(drop)
+    });
+    account.ensure_nothing_lost().expect("what leaves a machine drains first");
+    assert_eq!(account.count("reconnects"), 0, "connections to the gateway stay: {}", account.line());
+    eventually("copies run there again", || Ok(cluster.units()?.iter().any(|row| row.machine == name)))
+        .expect("they do");
+    registered(cluster, 4);
+}
+
+fn a_machine_shuts_down(cluster: &Lab) {
+    let (machine, units) = victim(cluster);
+    let account = under_load(cluster, &LOAD, || {
+        measure::orderly_stop(cluster, &machine, &units)?;
+        eventually("all copies are registered", || Ok(cluster.upstreams()?.len() == 4))?;
+        eventually("it is off", || Ok(!machine.is_running()))
+    });
+    account.ensure_nothing_lost().expect("a machine that says good-bye is left in time");
+    machine.start().expect("it boots");
+    eventually("it is back", || Ok(cluster.list("machines")?.len() == 4)).expect("it is");
+    cluster.muster(&["rebalance", "--yes"]).expect("copies are spread again");
+    eventually("copies run there again", || {
+        Ok(cluster.units()?.iter().any(|row| row.machine == machine.name() && row.active == "active"))
+    })
+    .expect("they do");
+    registered(cluster, 4);
+}
+
+fn a_machine_dies(cluster: &Lab) {
+    let (victim, units) = victim(cluster);
     let account = under_load(cluster, &LOAD, || {
         measure::power_cut(cluster, &victim, &units)?;
         eventually("all copies are registered", || Ok(cluster.upstreams()?.len() == 4))

@@ -206,13 +206,15 @@ impl Units {
                 let follow = |lease| (self.store.follow(keys::schedule_of(&self.machine.id)), lease);
                 schedule = admitted.map(follow);
             }
+            // One time for all of a turn: what falls due while it acts is due in the next one, and wakes it.
+            let now = Instant::now();
             let forlorn = self.wanted.is_none() && self.inputs.lease.borrow().is_none();
-            if forlorn && Instant::now() >= patience {
+            if forlorn && now >= patience {
                 self.recall();
             }
-            self.settling.retain(|_, at| *at > Instant::now());
+            self.settling.retain(|_, at| *at > now);
             self.act();
-            let later = |at: &Instant| *at > Instant::now();
+            let later = |at: &Instant| *at > now;
             let retries = self.failures.values().map(|(_, at)| *at).chain(self.fence.retry());
             let retries = retries
                 .chain(self.settling.values().copied())

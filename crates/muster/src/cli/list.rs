@@ -111,7 +111,10 @@ impl ListUnits {
     pub async fn run(self, client: &Client) -> Result<ExitCode> {
         let mut list = client.units().await?;
         for unit in &mut list.units {
-            unit.machines.retain(|on| on.state.is_some());
+            // What has just been scheduled, to begin or to move, is shown although its machine has not spoken yet.
+            if unit.machines.iter().any(|on| on.state.is_some()) {
+                unit.machines.retain(|on| on.state.is_some());
+            }
         }
         list.units.retain(|unit| !unit.machines.is_empty());
         if self.table.output == Format::Json {
