@@ -91,9 +91,20 @@ impl Rig {
         self.registered(4)
     }
 
+    /// The copies that are registered: their keys and addresses.
+    pub fn copies(&self) -> Result<Vec<(String, String)>> {
+        let keys = self.cluster.upstreams()?;
+        Ok(keys.into_iter().filter(|(key, _)| key.starts_with("/services/someapp/")).collect())
+    }
+
     /// Waits until so many copies are registered.
     pub fn registered(&self, copies: usize) -> Result<()> {
-        eventually("all copies are registered", || Ok(self.cluster.upstreams()?.len() == copies))
+        eventually("all copies are registered", || Ok(self.copies()?.len() == copies))
+    }
+
+    /// Deletes the keys of a service that a part has put.
+    pub fn withdraw(&self, service: &str) -> Result<()> {
+        self.cluster.sh(&format!("muster kv rm --recursive /services/{service} >/dev/null")).map(drop)
     }
 
     /// The machine whose gateway is asked.

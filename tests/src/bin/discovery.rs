@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         let known: Vec<_> = PARTS.iter().map(|(name, _)| *name).collect();
         ensure!(known.contains(&name.as_str()), "there is no part `{name}`: {}", known.join(", "));
     }
-    let rig = Rig::up("discovery", [10, 94, 0])?;
+    let rig = Rig::up("discover", [10, 94, 0])?;
     let outcome = run(&rig, &asked);
     rig.cluster.lab.down()?;
     outcome

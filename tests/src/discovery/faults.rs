@@ -76,7 +76,7 @@ pub fn black_hole(rig: &Rig) -> Result<Row> {
     let running = cluster.units()?;
     let victim = ["m3", "m4"].into_iter().find(|name| running.iter().any(|row| row.machine == **name));
     let victim = cluster.lab.machine(victim.context("no copy runs on m3 or m4")?)?;
-    let before: BTreeSet<_> = cluster.upstreams()?.into_iter().collect();
+    let before: BTreeSet<_> = rig.copies()?.into_iter().collect();
     rig.forget(&entry)?;
     let nginx =
         Traffic::start_at(cluster, &rig.nginx(), "someapp", &["--rate", "100", "--connections", "60"])?;
@@ -85,7 +85,7 @@ pub fn black_hole(rig: &Rig) -> Result<Row> {
         cluster.lab.cut(victim.name())?;
         let begun = Instant::now();
         eventually("the machine's keys are gone", || {
-            Ok(!before.is_subset(&cluster.upstreams()?.into_iter().collect()))
+            Ok(!before.is_subset(&rig.copies()?.into_iter().collect()))
         })?;
         let gone = begun.elapsed();
         rig.registered(4)?;

@@ -12,7 +12,7 @@ use std::{
 pub fn storm(rig: &Rig, seconds: u64) -> Result<Row> {
     let cluster = &rig.cluster;
     cluster.m1().write_file("/root/churn.py", include_str!("churn.py"), 0o644)?;
-    let addresses: Vec<_> = cluster.upstreams()?.into_iter().map(|(_, address)| address).collect();
+    let addresses: Vec<_> = rig.copies()?.into_iter().map(|(_, address)| address).collect();
     // The first half stays: one of it is good, the other is garbage, and so are most that come and go.
     let mut values = vec![
         addresses.first().context("copies are registered")?.clone(),
@@ -35,6 +35,7 @@ pub fn storm(rig: &Rig, seconds: u64) -> Result<Row> {
         Ok(!cluster.muster(&["services"])?.contains("storm"))
     })?;
     // A change that nginx cannot take: it is taken back, and told.
+    let told = quarantined.lines().any(|line| line.contains("storm") && line.contains("server {"));
     let allowed = took.as_secs_f64() / 2.0 + 1.0;
     Ok(Row {
         number: Some(11),
@@ -43,7 +44,12 @@ pub fn storm(rig: &Rig, seconds: u64) -> Result<Row> {
             "`churn.py storm 50 {seconds}` with `{}` and `{}` among the values, 300 GET/s for someapp",
             values[1], values[2]
         ),
-        figure: format!("{reloads} reloads in {:.0} s; {}", took.as_secs_f64(), account.line()),
+        figure: format!(
+            "{reloads} reloads in {:.0} s, broken value {} in `muster services`; {}",
+            took.as_secs_f64(),
+            if told { "told" } else { "not told" },
+            account.line()
+        ),
         peer: "confd: stuck at the first broken value".to_owned(),
         held: reloads >= 1
             && reloads as f64 <= allowed

@@ -94,7 +94,7 @@ const PUT_AND_ASK: &str = include_str!("put_and_ask.py");
 pub fn bare_key(rig: &Rig, rounds: usize) -> Result<Vec<Row>> {
     let m1 = rig.cluster.m1();
     m1.write_file("/root/put_and_ask.py", PUT_AND_ASK, 0o644)?;
-    let upstreams = rig.cluster.upstreams()?;
+    let upstreams = rig.copies()?;
     let targets: Vec<_> = upstreams
         .iter()
         .take(2)
@@ -106,6 +106,7 @@ pub fn bare_key(rig: &Rig, rounds: usize) -> Result<Vec<Row>> {
         text.lines().map(|line| line.parse().context("the script printed no number")).collect()
     };
     let (gateway, nginx, dns) = (ask("gateway", 0.1)?, ask("nginx", 2.5)?, ask("dns", 0.1)?);
+    rig.withdraw("bare")?;
     Ok(vec![
         Row {
             number: None,

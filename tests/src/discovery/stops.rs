@@ -93,7 +93,7 @@ pub fn rolling(rig: &Rig, updates: usize, requests: u64) -> Result<Vec<Row>> {
 pub fn churn(rig: &Rig, seconds: u64) -> Result<Row> {
     let cluster = &rig.cluster;
     cluster.m1().write_file("/root/churn.py", include_str!("churn.py"), 0o644)?;
-    let addresses: Vec<_> = cluster.upstreams()?.into_iter().map(|(_, address)| address).collect();
+    let addresses: Vec<_> = rig.copies()?.into_iter().map(|(_, address)| address).collect();
     ensure!(addresses.len() == 4, "four copies must be registered");
     // Two keys stay, two come and go.
     let script = format!("python3 churn.py churn 100 {seconds} {}", addresses.join(" "));
@@ -108,6 +108,7 @@ pub fn churn(rig: &Rig, seconds: u64) -> Result<Row> {
     let outcome = rig.under_load("churn", &options, || cluster.sh(&script));
     let peer = nginx.stop()?;
     let (account, said) = outcome?;
+    rig.withdraw("churn")?;
     let changes: f64 = said.trim().parse().context("the script printed no number")?;
     Ok(Row {
         number: Some(7),
