@@ -360,13 +360,16 @@ impl Balancer {
         let (mut all, mut well, mut out) = (0, 0, 0);
         for slot in self.slots.iter_mut().flatten().filter(|slot| slot.may_be_chosen()) {
             all += 1;
-            if let Standing::Out { until: end, .. } = slot.standing {
-                if end <= now {
+            match slot.standing {
+                Standing::Out { until: end, unreachable: false } if end <= now => {
                     slot.standing = Standing::Probation { probing: false };
-                } else {
-                    out += 1;
-                    until = until.min(end);
                 }
+                Standing::Out { until: end, unreachable } => {
+                    out += 1;
+                    // No request finds out whether it can be reached again: checks do.
+                    until = if unreachable { until } else { until.min(end) };
+                }
+                Standing::In | Standing::Probation { .. } => {}
             }
             well += u32::from(slot.standing == Standing::In);
         }

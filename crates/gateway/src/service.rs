@@ -219,7 +219,8 @@ impl Service {
                     standing: match endpoint.standing {
                         Standing::In => "in".to_owned(),
                         Standing::Probation { .. } => "probation".to_owned(),
-                        Standing::Out { until, .. } => {
+                        Standing::Out { unreachable: true, .. } => "out, unreachable".to_owned(),
+                        Standing::Out { until, unreachable: false } => {
                             let left = Duration::from_secs(until.saturating_sub(now).as_secs() + 1);
                             format!("out for {}", humantime::format_duration(left))
                         }

@@ -39,7 +39,7 @@ pub struct EndpointState {
     pub draining: bool,
     /// Whether the table has it; otherwise something is still under way there.
     pub listed: bool,
-    /// `in`, `out for 3s`, `probation`; of several threads' the worst.
+    /// `in`, `out for 3s`, `out, unreachable`, `probation`; of several threads' the worst.
     pub standing: String,
     /// What is under way there.
     pub inflight: u64,

@@ -22,23 +22,29 @@ pub fn storm(rig: &Rig, seconds: u64) -> Result<Row> {
     let quoted: Vec<_> = values.iter().map(|value| format!("'{value}'")).collect();
     let since = super::now();
     let begun = Instant::now();
-    let (account, ()) =
-        rig.under_load_at(&rig.nginx(), "someapp", &["--rate", "300", "--connections", "32"], || {
-            cluster.sh(&format!("python3 churn.py storm 50 {seconds} {}", quoted.join(" "))).map(drop)
-        })?;
+    let (account, ()) = rig.under_load_at(
+        &rig.nginx(),
+        "someapp",
+        &["--rate", "300", "--connections", "32", "--no-keep-alive"],
+        || cluster.sh(&format!("python3 churn.py storm 50 {seconds} {}", quoted.join(" "))).map(drop),
+    )?;
     let took = begun.elapsed();
     let from = format!("--since=@{}", since / 1000);
     let text = cluster.m1().exec_ok(&["journalctl", "--quiet", "--output=cat", "--unit=muster", &from])?;
     let reloads = text.lines().filter(|line| line.contains("nginx reloaded")).count();
-    let shown = cluster.muster(&["services"])?;
+    let shown = cluster.muster(&["services", "-o", "json"])?;
     rig.withdraw("storm")?;
-    let told = shown.lines().any(|line| line.contains("storm") && line.contains("server {"));
-    let allowed = took.as_secs_f64() / 2.0 + 1.0;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let broken = shown["quarantined"].as_array().into_iter().flatten();
+    let told =
+        broken.filter_map(|entry| entry["key"].as_str()).any(|key| key.starts_with("/services/storm/"));
+    // Four for removals may be ahead of the rest.
+    let allowed = took.as_secs_f64() / 2.0 + 4.0;
     Ok(Row {
         number: Some(11),
-        promise: "nginx under 50 changes a second with garbage among them: ≤ 1 reload in 2 s, other services untouched",
+        promise: "nginx under 50 changes a second with garbage among them: ≤ 1 reload in 2 s (and 4 ahead), other services untouched",
         how: format!(
-            "`churn.py storm 50 {seconds}` with `{}` and `{}` among the values, 300 GET/s for someapp",
+            "`churn.py storm 50 {seconds}` with `{}` and `{}` among the values, 300 GET/s for someapp, each on a connection of its own, because nginx ends idle ones at every reload",
             values[1], values[2]
         ),
         figure: format!(

@@ -1,8 +1,8 @@
 //! Taking endpoints out for their failures, and letting them in again.
 //!
-//! One that cannot be reached is out at once, one that answers badly after five times in a row. It is out for 1 s, then
-//! 2, 4 … 30 s. After that it is on probation: one request may try it, and its outcome decides. Invariant: the last
-//! endpoint that is in is never taken out.
+//! One that cannot be reached is out at once, until a check reaches it; one that answers badly is out after five times in
+//! a row, for 1 s, then 2, 4 … 30 s. After that it is on probation: one request may try it, and its outcome decides.
+//! Invariants: the last endpoint that is in is never taken out; no request is spent on one that no check has reached.
 
 use super::{Balancer, Moment, Outcome, Place, Verdict};
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,9 @@ pub enum Standing {
     In,
     /// It does not, for its failures.
     Out {
-        /// Until then.
+        /// Until then, if it can be reached.
         until: Moment,
-        /// It cannot be reached, so being reached again ends it early.
+        /// It cannot be reached: it is out until it is, see [`Balancer::reached`].
         unreachable: bool,
     },
     /// One request may try it.
@@ -96,7 +96,7 @@ impl Balancer {
         Verdict::Ejected(length)
     }
 
-    /// A check has reached an endpoint that was out because it could not be reached: one request may try it now.
+    /// A check has reached an endpoint that is out because it could not be reached: one request may try it now.
     pub fn reached(&mut self, place: Place) {
         if let Some(Some(slot)) = self.slots.get_mut(place.index())
             && matches!(slot.standing, Standing::Out { unreachable: true, .. })

@@ -135,6 +135,11 @@ fn one_request_finds_out_whether_an_endpoint_is_well_again() {
             other != place
         }));
         now += length;
+        // However long it waits, no request tries what no check has reached.
+        let other = balancer.pick(now + SECOND * 100, 0, &probe).expect("somebody is there");
+        assert_ne!(other, place);
+        balancer.finish(now, other, Outcome::Nothing);
+        balancer.reached(place);
         // A POST does not try it, the first GET does, the second does not.
         let post = balancer.pick(now, 0, &Wish::default()).expect("somebody is there");
         assert_ne!(post, place);

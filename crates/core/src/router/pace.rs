@@ -1,8 +1,9 @@
 //! When an output that must be reloaded is brought up to date. Every reload of nginx costs its clients their idle
 //! connections, so changes are gathered, and reloads are kept apart.
 //!
-//! Invariant: a change is applied at the latest `longest` after it was noted, or when the interval since the last
-//! reload is over, whichever is later. Times are durations since any fixed moment.
+//! Invariants: a change is applied at the latest `longest` after it was noted, or when the interval since the last
+//! reload is over, whichever is later; in the long run reloads are `interval` apart, whatever comes and goes. Times are
+//! durations since any fixed moment.
 
 use super::Effect;
 use std::time::Duration;
@@ -20,6 +21,9 @@ pub struct Pace {
     pub interval: Duration,
     /// The same when an endpoint went away: waiting would send requests to nobody.
     pub removal_interval: Duration,
+    /// How far reloads for removals may be ahead of `interval`: some at once are a machine that dies, a stream of them is
+    /// somebody's fault.
+    pub ahead: Duration,
 }
 
 impl Default for Pace {
@@ -30,6 +34,7 @@ impl Default for Pace {
             longest: Duration::from_secs(1),
             interval: Duration::from_secs(2),
             removal_interval: Duration::from_millis(500),
+            ahead: Duration::from_secs(6),
         }
     }
 }
@@ -39,6 +44,8 @@ impl Default for Pace {
 pub struct Batch {
     pending: Option<Pending>,
     applied: Option<Duration>,
+    /// When the next reload would come if all had been as far apart as they should be on average.
+    even: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +77,12 @@ impl Batch {
         let settled = quiet.min(first + pace.longest.max(pace.settle));
         // For a removal nothing is waited for but what comes with it.
         let settled = removal.map_or(settled, |removal| settled.min(removal + pace.settle));
-        let interval = if removal.is_some() { pace.removal_interval } else { pace.interval };
-        Some(self.applied.map_or(settled, |applied| settled.max(applied + interval)))
+        let Some(applied) = self.applied else { return Some(settled) };
+        let earliest = match removal {
+            Some(_) => (applied + pace.removal_interval).max(self.even.saturating_sub(pace.ahead)),
+            None => applied + pace.interval,
+        };
+        Some(settled.max(earliest))
     }
 
     /// Whether something is to be applied.
@@ -80,9 +91,10 @@ impl Batch {
     }
 
     /// Notes that everything pending was applied, or at least tried.
-    pub fn applied(&mut self, now: Duration) {
+    pub fn applied(&mut self, pace: &Pace, now: Duration) {
         self.pending = None;
         self.applied = Some(now);
+        self.even = self.even.max(now) + pace.interval;
     }
 }
 
@@ -102,7 +114,7 @@ mod tests {
         assert_eq!(batch.due(&pace), None);
         batch.note(ms(1000), Effect::Added);
         assert_eq!(batch.due(&pace), Some(ms(1010)));
-        batch.applied(ms(1010));
+        batch.applied(&pace, ms(1010));
         assert_eq!(batch.due(&pace), None);
         batch.note(ms(1100), Effect::Added);
         assert_eq!(batch.due(&pace), Some(ms(3010)));
@@ -129,6 +141,25 @@ mod tests {
         assert_eq!(batch.due(&pace), Some(ms(1000)));
     }
 
+    #[test]
+    fn endpoints_that_come_and_go_for_ever_cost_no_more_than_a_reload_an_interval() {
+        let pace = Pace::default();
+        let mut batch = Batch::default();
+        let mut reloads = Vec::new();
+        for at in (0..60_000).step_by(20) {
+            if batch.due(&pace).is_some_and(|due| due <= ms(at)) {
+                batch.applied(&pace, ms(at));
+                reloads.push(at);
+            }
+            batch.note(ms(at), if at % 40 == 0 { Effect::Removed } else { Effect::Added });
+        }
+        assert!(
+            reloads.iter().filter(|at| **at < 2_500).count() >= 4,
+            "the first ones are quick: {reloads:?}"
+        );
+        assert!(reloads.len() <= 60 / 2 + 4, "{} reloads in a minute", reloads.len());
+    }
+
     proptest! {
         #[test]
         fn reloads_keep_apart_and_nothing_waits_too_long(
@@ -146,7 +177,7 @@ mod tests {
                 } else {
                     prop_assert!(due <= since + pace.longest);
                 }
-                batch.applied(due);
+                batch.applied(&pace, due);
                 last = Some(due);
                 Ok(())
             };

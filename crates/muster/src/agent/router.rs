@@ -79,14 +79,14 @@ impl Pacer {
     }
 
     pub(super) fn succeeded(&mut self) {
-        self.batch.applied(self.begin.elapsed());
+        self.batch.applied(&self.pace, self.begin.elapsed());
         self.retry = None;
         self.said.clear();
     }
 
     /// Backs off; true if the error is another one than last time.
     pub(super) fn failed(&mut self, error: &str, most: Duration) -> bool {
-        self.batch.applied(self.begin.elapsed());
+        self.batch.applied(&self.pace, self.begin.elapsed());
         let pause = self.retry.map_or(RETRY.0, |(_, pause)| pause * 2).min(most);
         self.retry = Some((Instant::now() + pause, pause));
         let new = self.said != error;
