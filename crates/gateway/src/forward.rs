@@ -164,12 +164,16 @@ async fn forward(client: &Rc<Client>, request: Request<Incoming>) -> Result<Resp
     let idempotent = is_idempotent(&parts);
     let body = if incoming.is_end_stream() {
         RequestBody::Empty
-    } else if length.exact().is_some_and(|length| length <= KEPT) {
-        RequestBody::Whole(Some(incoming.collect().await.map_err(|_| Refusal::Body)?.to_bytes()))
     } else {
         let progress = Rc::<Progress>::default();
         let signs: Arc<Signs> = Arc::clone(&client.conn.signs);
-        RequestBody::Stream(Stream { incoming, left: limit, progress, signs })
+        let body = RequestBody::Stream(Stream { incoming, left: limit, progress, signs });
+        match length.exact() {
+            Some(length) if length <= KEPT => {
+                RequestBody::Whole(Some(body.collect().await.map_err(|_| Refusal::Body)?.to_bytes()))
+            }
+            _ => body,
+        }
     };
     service.deposit();
     let counters = &service.counters;
