@@ -187,6 +187,7 @@ impl Render {
             longest: self.wait_max,
             interval: self.min_interval,
             removal_interval: self.min_interval / 4,
+            ahead: self.min_interval * 3,
         };
         let (follower, services) = Follower::new(store.clone(), self.panic_hold);
         let mut tasks = JoinSet::new();
