@@ -29,10 +29,10 @@ pub fn crashes(rig: &Rig, rounds: usize) -> Result<Row> {
             rig.cluster.home(&format!("someapp-registered@{copy}.service"))?.context("it runs somewhere")?;
         rig.forget(&entry)?;
         let script = format!(
-            "pid=$(docker inspect --format '{{{{.State.Pid}}}}' registered-{copy}); date +%s%3N; kill -9 $pid"
+            "pid=$(docker inspect --format '{{{{.State.Pid}}}}' registered-{copy}); at=$EPOCHREALTIME; kill -9 $pid; echo ${{at%???}} | tr -d .,"
         );
         let killed: u64 =
-            home.exec_ok(&["sh", "-c", &script])?.trim().parse().context("date printed no number")?;
+            home.exec_ok(&["bash", "-c", &script])?.trim().parse().context("bash printed no number")?;
         thread::sleep(Duration::from_secs(2));
         rig.registered(4)?;
         last.push(last_lost(&rig.logged(&entry)?, killed, killed + 2000) as f64);

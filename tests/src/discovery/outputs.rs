@@ -13,12 +13,11 @@ pub fn storm(rig: &Rig, seconds: u64) -> Result<Row> {
     let cluster = &rig.cluster;
     cluster.m1().write_file("/root/churn.py", include_str!("churn.py"), 0o644)?;
     let addresses: Vec<_> = rig.copies()?.into_iter().map(|(_, address)| address).collect();
-    // The first half stays: one of it is good, the other is garbage, and so are most that come and go.
-    let mut values = vec![
-        addresses.first().context("copies are registered")?.clone(),
-        "10.1.0.1:80; } server {".to_owned(),
-    ];
-    values.extend(["${evil}".to_owned(), addresses.last().context("copies are registered")?.clone()]);
+    // The first half stays: one of it is good, the others are garbage. Three come and go, so that the round of them is no part
+    // of the interval between reloads, which would find the same each time.
+    let (first, last) = addresses.first().zip(addresses.last()).context("copies are registered")?;
+    let garbage = ["10.1.0.1:80; } server {", "${evil}", "300.1.1.1:80"];
+    let values = [first, garbage[0], garbage[1], last, garbage[2], first];
     let quoted: Vec<_> = values.iter().map(|value| format!("'{value}'")).collect();
     let since = super::now();
     let begun = Instant::now();
@@ -45,7 +44,7 @@ pub fn storm(rig: &Rig, seconds: u64) -> Result<Row> {
         promise: "nginx under 50 changes a second with garbage among them: ≤ 1 reload in 2 s (and 4 ahead), other services untouched",
         how: format!(
             "`churn.py storm 50 {seconds}` with `{}` and `{}` among the values, 300 GET/s for someapp, each on a connection of its own, because nginx ends idle ones at every reload",
-            values[1], values[2]
+            garbage[0], garbage[1]
         ),
         figure: format!(
             "{reloads} reloads in {:.0} s, broken value {} in `muster services`; {}",
