@@ -36,7 +36,7 @@ pub(super) async fn load(
     orders: BTreeMap<UnitName, Order>,
 ) -> Outcomes<File> {
     let (mut outcomes, mut texts) = (Outcomes::new(), BTreeMap::new());
-    let taken = taken(&systemd, &directory, &orders).await;
+    let (taken, fresh) = taken(&systemd, &directory, &orders).await;
     let mut missing = BTreeMap::new();
     for (unit, order) in orders {
         if let Some(why) = taken.get(&unit) {
@@ -83,7 +83,11 @@ pub(super) async fn load(
             let _ = std::fs::remove_file(directory.join(unit.as_str()));
         }
     }
-    let read = if ready.is_empty() { Ok(()) } else { systemd.reload().await };
+    let read = if enable.is_empty() && units.is_subset(&fresh) && are_known(&systemd, &units).await {
+        Ok(())
+    } else {
+        systemd.reload().await
+    };
     for (unit, file) in ready {
         let outcome = match (failed.remove(&unit), &read) {
             (Some(error), _) => Err(error),
@@ -93,6 +97,15 @@ pub(super) async fn load(
         outcomes.insert(unit, outcome);
     }
     outcomes
+}
+
+/// Whether systemd has read the files of units that it did not know before: it looks for such files by itself, which spares
+/// a reload of everything it has. That takes a tenth of a second, most of it for its generators.
+async fn are_known(systemd: &Systemd, units: &BTreeSet<UnitName>) -> bool {
+    let known = systemd.states(&units.iter().collect::<Vec<_>>()).await;
+    known.is_ok_and(|states| {
+        units.iter().all(|unit| states.get(unit).is_some_and(|state| state.load == "loaded"))
+    })
 }
 
 /// Removes the files of units that have stopped, and all links to them.
@@ -172,8 +185,8 @@ async fn taken(
     systemd: &Systemd,
     directory: &Path,
     orders: &BTreeMap<UnitName, Order>,
-) -> BTreeMap<UnitName, String> {
-    let mut taken = BTreeMap::new();
+) -> (BTreeMap<UnitName, String>, BTreeSet<UnitName>) {
+    let (mut taken, mut fresh) = (BTreeMap::new(), BTreeSet::new());
     let mut free = Vec::new();
     for (unit, order) in orders {
         match local::find(unit, directory) {
@@ -185,6 +198,8 @@ async fn taken(
     // An instance of the machine's own template has no file of its own, but may run.
     match systemd.states(&free).await {
         Ok(states) => {
+            let unknown = states.iter().filter(|(_, state)| state.load == "not-found");
+            fresh.extend(unknown.map(|(unit, _)| unit.clone()));
             let runs = |state: &systemd::State| !matches!(state.active.as_str(), "inactive" | "failed");
             taken.extend(states.into_iter().filter(|(_, state)| runs(state)).map(|(unit, _)| {
                 (unit, "this machine runs a unit of that name already: see `systemctl status`".to_owned())
@@ -192,7 +207,7 @@ async fn taken(
         }
         Err(error) => tracing::warn!(%error, "not looked whether units run here already"),
     }
-    taken
+    (taken, fresh)
 }
 
 async fn fetch(store: &Store, units: BTreeMap<UnitName, String>) -> Outcomes<(String, Arc<str>)> {
