@@ -1,6 +1,9 @@
 //! The gateway with real sockets on loopback.
 
 mod app;
+mod floods;
+mod frames;
+mod http2;
 mod malformed;
 mod protocols;
 mod routing;
