@@ -187,22 +187,23 @@ fn bodies_of_nothing_end_the_connection_and_windows_bound_what_is_kept() {
     let service = table.services.values_mut().next().expect("one");
     service.endpoints.push(endpoint("web@1", deaf.local_addr().expect("it is bound")));
     service.policy = Policy { timeout: LONG, ..Policy::default() };
-    let (_gateway, address) = start(table);
+    let (gateway, address) = start(table);
     let open = || frame(HEADERS, END_HEADERS, 1, &head("POST", "/", &[]));
     // CVE-2019-9518.
     let mut raw = Raw::connect(address);
     raw.send(&open());
     pour(&mut raw, 16 << 20, |_| frame(DATA, 0, 1, &[]).repeat(100));
     assert!(raw.end(), "{:?}", raw.came);
-    // Who disregards the window loses the stream or the connection; until then its window is all that is kept.
+    // Who disregards the window loses the stream or the connection, and what comes after that is thrown away; until then
+    // its window is all that is kept.
     let mut raw = Raw::connect(address);
     raw.send(&open());
-    let took = pour(&mut raw, 256 << 20, |_| frame(DATA, 0, 1, &[b'x'; 16 << 10]));
-    assert!(took < 128 << 20, "it took {took} bytes");
+    pour(&mut raw, 32 << 20, |_| frame(DATA, 0, 1, &[b'x'; 16 << 10]));
     let over = |frame: &Frame| frame.code().is_some();
     raw.until(over);
     let code = raw.came.iter().find(|frame| over(frame)).and_then(Frame::code);
     assert!(raw.ended || code == Some(FLOW_CONTROL_ERROR), "{:?}", raw.came);
+    eventually(|| inflight(&gateway) == 0);
 }
 
 fn impatient() -> GatewayConfig {

@@ -6,8 +6,14 @@
 
 use crate::app::App;
 use crate::frames::*;
-use crate::support::{self, start, table};
-use std::net::SocketAddr;
+use crate::protocols::certificate;
+use crate::support::{self, config, endpoint, start, start_with, table};
+use gateway::{GatewayConfig, Listener};
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_rustls::rustls;
 
 /// What must come of a row.
 #[derive(Debug, Clone, Copy)]
@@ -471,4 +477,82 @@ fn what_http2_cuts_up_is_one_field_for_an_app_and_fields_have_their_limit() {
     );
     only_good(&app);
     assert_eq!(app.seen()[0].headers["cookie"], ["a=1; b=2; c=3"]);
+}
+
+/// A connection over TLS on which HTTP/2 was agreed on.
+fn over_tls(
+    address: SocketAddr,
+    root: &rustls::pki_types::CertificateDer<'static>,
+) -> Raw<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = builder.expect("versions").with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = rustls::pki_types::ServerName::try_from("web").expect("a name");
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).expect("a configuration");
+    let stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    stream.conn.complete_io(&mut stream.sock).expect("a handshake");
+    assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
+    stream.sock.set_read_timeout(Some(Duration::from_millis(100))).expect("an option");
+    Raw::on(stream)
+}
+
+#[test]
+fn over_tls_it_is_no_different() {
+    let app = App::start("web@1");
+    let directory = tempfile::tempdir().expect("a directory");
+    let (files, der) = certificate(directory.path(), "web", &["web"]);
+    let (gateway, _) = start_with(GatewayConfig { certificates: vec![files], ..config() }, table(&[&app]));
+    let addresses = gateway.addresses();
+    let address = *addresses.iter().find(|(l, _)| matches!(l, Listener::Https(_))).expect("HTTPS").1;
+    // What was agreed on is what has to be spoken.
+    for bytes in
+        [&b"GET /bad HTTP/1.1\r\nHost: web\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", &get(1, "/bad")]
+    {
+        let mut raw = over_tls(address, &der);
+        raw.send(bytes);
+        assert!(raw.end(), "{:?}", raw.came);
+    }
+    let begin = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    let mut raw = over_tls(address, &der);
+    raw.send(&[begin.clone(), frame(PING, 0, 1, &[0; 8])].concat());
+    assert!(raw.end() && raw.goaway() == Some(PROTOCOL_ERROR), "{:?}", raw.came);
+    let mut raw = over_tls(address, &der);
+    let pairs = |n: u32| [get(2 * n + 1, "/slow/20"), reset(2 * n + 1, CANCEL)].concat();
+    raw.send(&[begin.clone(), (0..2000).flat_map(pairs).collect::<Vec<_>>()].concat());
+    assert!(raw.end(), "{:?}", raw.came.len());
+    let mut raw = over_tls(address, &der);
+    raw.send(&begin);
+    assert_eq!(raw.ask(1, "/good").and_then(|frame| frame.status()), Some(200));
+    assert!(app.seen().iter().all(|seen| !seen.line.contains("/bad")));
+}
+
+#[test]
+fn an_answer_that_an_app_breaks_off_is_taken_for_whole_by_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut rpc = endpoint("web@1", listener.local_addr().expect("it is bound"));
+    rpc.protocol = model::Protocol::H2c;
+    let mut table = table(&[]);
+    table.services.values_mut().next().expect("one").endpoints.push(rpc);
+    let (_gateway, address) = start(table);
+    for code in [NO_ERROR, CANCEL] {
+        let mut client = support::Client::connect(address);
+        client.send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n");
+        let (mut stream, _) = listener.accept().expect("the gateway");
+        stream.read_exact(&mut [0; 24]).expect("a preface");
+        stream.set_read_timeout(Some(Duration::from_millis(100))).expect("an option");
+        let mut app = Raw::on(stream);
+        app.send(&frame(SETTINGS, 0, 0, &[]));
+        assert!(app.until(|frame| frame.kind == HEADERS));
+        // 200, some of it, and no more.
+        let stream = app.came.iter().find(|frame| frame.kind == HEADERS).expect("a request").stream;
+        app.send(&[frame(HEADERS, END_HEADERS, stream, &[0x88]), frame(DATA, 0, stream, b"half")].concat());
+        assert!((0..2).all(|_| app.is_alive()));
+        app.send(&reset(stream, code));
+        assert_eq!(client.answer(), None, "{code}");
+        drop(app);
+    }
 }
