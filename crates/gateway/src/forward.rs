@@ -403,7 +403,13 @@ impl Attempt<'_> {
             let (client, endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
             let bytes = if framed {
                 let mask = (worker.roll() as u32).to_be_bytes();
-                websocket::tunnel(client, endpoint, idle, mask, upstream.over()).await
+                let over = async {
+                    tokio::select! {
+                        () = upstream.over() => {}
+                        () = worker.over() => {}
+                    }
+                };
+                websocket::tunnel(client, endpoint, idle, mask, over).await
             } else {
                 tcp::tunnel(client, endpoint, idle).await
             };
@@ -435,9 +441,11 @@ fn is_gone(error: &hyper::Error) -> bool {
         use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
         matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable | NetworkDown)
     };
-    let Some(source) = error.source() else { return false };
-    let http2 = || source.downcast_ref::<h2::Error>().and_then(h2::Error::get_io);
-    source.downcast_ref::<io::Error>().or_else(http2).is_some_and(|error| gone(error.kind()))
+    // HTTP/2's errors of a connection come as what its socket said, too.
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| gone(error.kind()))
 }
 
 /// It was the client that broke off, not the endpoint.

@@ -152,11 +152,6 @@ impl Service {
         drop(waiting);
     }
 
-    /// Has every tunnel that can be ended in order end.
-    pub(crate) fn end_tunnels(&self) {
-        self.upstreams.borrow().iter().flatten().for_each(|upstream| upstream.end());
-    }
-
     pub(crate) fn deposit(&self) {
         self.budget.borrow_mut().deposit();
     }

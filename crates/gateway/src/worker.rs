@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::Waker;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, LocalSet};
 use tracing::{error, warn};
 
@@ -58,6 +58,9 @@ pub(crate) struct Worker {
     reported: RefCell<Vec<(ServiceName, String, u64)>>,
     /// Connections that have become tunnels.
     tunnels: Rc<Cell<usize>>,
+    /// They are to end.
+    over: Cell<bool>,
+    told: Notify,
     /// Responses say that the connection ends with them.
     pub(crate) closing: Cell<bool>,
 }
@@ -238,8 +241,16 @@ impl Worker {
         Tunnel(Rc::clone(&self.tunnels))
     }
 
+    /// Waits until tunnels are to end, because the gateway does.
+    pub(crate) async fn over(&self) {
+        while !self.over.get() {
+            self.told.notified().await;
+        }
+    }
+
     fn end_tunnels(&self) {
-        self.services.borrow().values().for_each(|service| service.end_tunnels());
+        self.over.set(true);
+        self.told.notify_waiters();
     }
 
     fn is_quiet(&self) -> bool {
@@ -298,6 +309,8 @@ async fn work(begin: Begin) {
         revision: Cell::new(0),
         reported: RefCell::default(),
         tunnels: Rc::default(),
+        over: Cell::new(false),
+        told: Notify::new(),
         closing: Cell::new(false),
     });
     let mut listening = Listening::default();

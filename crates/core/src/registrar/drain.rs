@@ -9,10 +9,10 @@ use model::{Revision, UnitName};
 use std::time::Duration;
 
 /// A drain that the hub does not hear of within this time helps nobody: the unit stops without.
-const UNHEARD: Duration = Duration::from_secs(2);
+pub(super) const UNHEARD: Duration = Duration::from_secs(2);
 /// What is still under way when a drain has taken as long as it may is ended in order by routers that can; so long it is
 /// waited for them before the unit gets SIGTERM.
-const FAREWELL: Duration = Duration::from_millis(1500);
+pub(super) const FAREWELL: Duration = Duration::from_millis(1500);
 
 pub(super) struct Drain {
     since: Duration,

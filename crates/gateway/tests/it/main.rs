@@ -1,6 +1,7 @@
 //! The gateway with real sockets on loopback.
 
 mod app;
+mod endings;
 mod floods;
 mod frames;
 mod http2;
