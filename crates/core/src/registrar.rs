@@ -7,6 +7,8 @@
 
 /// Stops that wait until nobody sends requests any more.
 mod drain;
+/// What the hub should have, against what it has.
+pub mod publish;
 
 use drain::Drain;
 use model::{
@@ -511,6 +513,7 @@ impl One {
             started: self.started,
             health: self.health,
             reason: self.reason.clone(),
+            conflict: None,
             slow_start: of.slow_start,
             tags: of.tags.clone(),
             metrics: of.metrics.clone(),

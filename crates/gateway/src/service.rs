@@ -276,10 +276,10 @@ async fn knock(service: Rc<Service>) {
     while service.waiting.get() > 0 {
         tokio::time::sleep(KNOCK).await;
         let timeout = service.policy().connect_timeout;
-        let upstreams = service.upstreams.borrow();
-        let doors: Vec<_> =
-            upstreams.iter().flatten().filter(|u| !u.drains.get()).map(|u| u.address).collect();
-        drop(upstreams);
+        let doors: Vec<_> = {
+            let upstreams = service.upstreams.borrow();
+            upstreams.iter().flatten().filter(|u| !u.drains.get()).map(|u| u.address).collect()
+        };
         let mut asked = JoinSet::new();
         doors.into_iter().for_each(|door| drop(asked.spawn_local(connect(door, timeout))));
         while let Some(answer) = asked.join_next().await {
