@@ -194,6 +194,8 @@ struct One {
     draining: bool,
     stopping: Option<Duration>,
     over: bool,
+    /// Since when it is over.
+    ended: Option<Duration>,
 }
 
 impl Registrar {
@@ -352,6 +354,9 @@ impl Registrar {
                                     && !before.run.is_empty()
                                     && !found.run.is_empty())
                         });
+                        // Drained, and yet not stopped for so long: whoever asked for it has gone, and it runs.
+                        let left = one.may_have_come_back() && one.ended.is_some_and(|at| now >= at + UNASKED);
+                        let other = other || left;
                         if other {
                             // Another container: it has to show itself again.
                             let at = Timestamp(one.started.0 + 1);
@@ -421,6 +426,7 @@ impl Registrar {
             });
         }
         for (id, one) in &mut self.instances {
+            one.ended = if one.over { one.ended.or(Some(now)) } else { None };
             if one.may_have_come_back() && now >= one.next {
                 one.next = now + AGAIN;
                 out.push(Effect::Find(one.unit.clone()));
@@ -466,6 +472,7 @@ impl One {
             draining: false,
             stopping: None,
             over: false,
+            ended: None,
         }
     }
 

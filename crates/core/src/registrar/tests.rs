@@ -296,6 +296,18 @@ fn a_restart_that_nobody_saw_is_found_out() {
 }
 
 #[test]
+fn a_drain_that_nobody_waits_for_any_more_is_no_end() {
+    // The daemon got no time until systemd had given up waiting, and the unit was started again.
+    let mut world = World::up("");
+    world.does(Event::Drain { unit: unit(), alive: true }).written(8).written(9);
+    assert!(world.drained() && world.record().is_none());
+    world.later(UNASKED - MS(1)).found([10, 1, 5, 2], "a");
+    assert_eq!(world.record(), None, "it may be about to stop");
+    world.later(MS(1)).found([10, 1, 5, 2], "a").checked(Ok(()));
+    assert!(world.upstream(), "it shows itself again");
+}
+
+#[test]
 fn what_an_earlier_run_has_registered_stays() {
     let before = World::up("").record().expect("known").meta;
     let mut world = World::new("");

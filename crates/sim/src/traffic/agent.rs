@@ -227,13 +227,11 @@ impl Agent {
     pub(super) fn set_ticks(&mut self, now: Duration, out: &mut Vec<Out>) {
         let own = self.own(now);
         let due = self.registrar.due().into_iter().chain(self.router.due()).min();
-        if let Some(due) = due
-            && self.ticks.is_none_or(|set| due < set || set <= own)
-        {
-            self.ticks = Some(due);
-            // Never at once: what is due already is looked at in a moment.
-            let pause = due.saturating_sub(own).max(Duration::from_millis(1));
-            out.push(Out::After(pause, Timer::Tick));
+        // Never at once: what is due already is looked at in a moment.
+        let at = due.map(|due| due.max(own + Duration::from_millis(1)));
+        if let Some(at) = at.filter(|at| self.ticks.is_none_or(|set| *at < set)) {
+            self.ticks = Some(at);
+            out.push(Out::After(at - own, Timer::Tick));
         }
     }
 
@@ -289,7 +287,7 @@ impl Agent {
 
     fn publish_after(&mut self, now: Duration, pause: Duration, out: &mut Vec<Out>) {
         let due = self.own(now) + pause;
-        if self.publishing.is_none_or(|set| due < set || set <= self.own(now)) {
+        if self.publishing.is_none_or(|set| due < set) {
             self.publishing = Some(due);
             out.push(Out::After(pause, Timer::Publish));
         }
@@ -473,7 +471,7 @@ impl Agent {
 
     fn report_after(&mut self, now: Duration, pause: Duration, out: &mut Vec<Out>) {
         let due = self.own(now) + pause;
-        if self.report_due.is_none_or(|set| due < set || set <= self.own(now)) {
+        if self.report_due.is_none_or(|set| due < set) {
             self.report_due = Some(due);
             out.push(Out::After(pause, Timer::Report));
         }
