@@ -355,7 +355,8 @@ impl Registrar {
                                     && !found.run.is_empty())
                         });
                         // Drained, and yet not stopped for so long: whoever asked for it has gone, and it runs.
-                        let left = one.may_have_come_back() && one.ended.is_some_and(|at| now >= at + UNASKED);
+                        let left =
+                            one.may_have_come_back() && one.ended.is_some_and(|at| now >= at + UNASKED);
                         let other = other || left;
                         if other {
                             // Another container: it has to show itself again.

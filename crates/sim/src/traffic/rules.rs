@@ -13,6 +13,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 pub enum Rule {
     /// No request is sent to an instance that drains, is out by its check, or is not in the list.
     NothingToTheDraining,
+    /// An instance that fails its check gets nothing new once that is known: three checks, and the way to a router.
+    FailedIsOut,
     /// While the list has somebody, a request has somewhere to go: failures never empty a service.
     SomebodyIsChosen,
     /// Further tries stay within the budget.
@@ -33,6 +35,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NothingToTheDraining => "nothing new goes to an instance that drains or failed",
+            Self::FailedIsOut => "an instance that fails its check is not served once it is known",
             Self::SomebodyIsChosen => "failures never leave a service without an endpoint",
             Self::BudgetHolds => "tries stay within the budget",
             Self::StopWaits => "a stop waits for the routers",
@@ -61,6 +64,9 @@ impl fmt::Display for Violation {
     }
 }
 
+/// So long it may take until a failed check is known everywhere, when nothing else is wrong: three checks, each a second
+/// after the last and given up after 0.8 s, and the slowest way through the hub.
+pub(super) const KNOWN: Duration = Duration::from_secs(9);
 /// How long instances that vanished together are served on, as routers are told.
 pub(super) const HOLD: Duration = Duration::from_secs(30);
 /// Instances that vanish within this time vanish together.

@@ -25,6 +25,8 @@ pub enum Step {
     Crash(Host, usize),
     /// An app listens and does not answer, for so long.
     Sicken(Host, usize, Duration),
+    /// What all apps need is gone for so long.
+    SickenAll(Duration),
     /// A daemon is killed, and starts again after so long.
     KillDaemon(Host, Duration),
     /// A daemon gets no time.
@@ -56,6 +58,7 @@ impl fmt::Display for Step {
         match self {
             Self::Crash(host, app) => write!(f, "crash {host} {app}"),
             Self::Sicken(host, app, lasts) => write!(f, "sicken {host} {app} for {lasts:?}"),
+            Self::SickenAll(lasts) => write!(f, "sicken all for {lasts:?}"),
             Self::KillDaemon(host, pause) => write!(f, "kill-daemon {host} for {pause:?}"),
             Self::Freeze(host) => write!(f, "freeze {host}"),
             Self::Thaw(host) => write!(f, "thaw {host}"),
@@ -204,7 +207,7 @@ fn fault(rng: &mut Rng, machines: usize, services: usize, steps: &mut Vec<(Time,
     let all = |from: fn(Host) -> Step, to: fn(Host) -> Step| {
         (0..machines).map(Host).flat_map(move |host| [(begin, from(host)), (end, to(host))])
     };
-    match rng.below(16) {
+    match rng.below(17) {
         0..=2 => steps.push((begin, Step::Crash(host, app))),
         3 | 4 => steps.push((begin, Step::Sicken(host, app, lasts.min(Duration::from_secs(12))))),
         5 => steps.push((begin, Step::KillDaemon(host, rng.span(Duration::from_millis(200), lasts)))),
@@ -217,6 +220,7 @@ fn fault(rng: &mut Rng, machines: usize, services: usize, steps: &mut Vec<(Time,
         // All leases end at once, and nothing that stands under them.
         13 => steps.extend(all(Step::Freeze, Step::Thaw)),
         14 => steps.extend(all(Step::Cut, Step::Heal)),
+        15 => steps.push((begin, Step::SickenAll(end - begin))),
         _ => {
             let service = ["web", "api"][rng.below(services)];
             steps.push((begin, Step::Roll(service.to_owned())));

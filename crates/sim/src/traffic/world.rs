@@ -81,11 +81,12 @@ pub(super) struct App {
     registrations: Arc<[Registration]>,
     run: u64,
     process: Process,
-    sick: Time,
+    /// It is sick from then on, until then.
+    sick: (Time, Time),
     activity: Activity,
     inflight: BTreeSet<u64>,
-    /// When its stop began, by its daemon's own time, in which run of the daemon.
-    stops: Option<(Duration, u32)>,
+    /// When its stop began, by its daemon's own time, in which run of the daemon, and whether it was in service.
+    stops: Option<(Duration, u32, bool)>,
 }
 
 impl App {
@@ -93,8 +94,17 @@ impl App {
         matches!(self.process, Process::Up { ready } if ready <= now)
     }
 
+    fn is_sick(&self, now: Time) -> bool {
+        now < self.sick.1
+    }
+
+    fn sicken(&mut self, now: Time, until: Time) {
+        let since = if self.is_sick(now) { self.sick.0 } else { now };
+        self.sick = (since, until);
+    }
+
     pub(super) fn is_well(&self, now: Time) -> bool {
-        self.listens(now) && now >= self.sick && self.activity == Activity::Active
+        self.listens(now) && !self.is_sick(now) && self.activity == Activity::Active
     }
 }
 
@@ -185,6 +195,8 @@ pub(super) struct World {
     rolling: Vec<(Host, usize)>,
     lapse: Option<Time>,
     violation: Option<Violation>,
+    /// When something was last done to machines, daemons or the hub.
+    disturbed: Time,
     planted: Option<Planted>,
     pub(super) trace: Trace,
     pub(super) events: u64,
@@ -214,6 +226,7 @@ impl World {
             rolling: Vec::new(),
             lapse: None,
             violation: None,
+            disturbed: Time::default(),
             planted,
             trace: Trace::new(level),
             events: 0,
@@ -241,7 +254,8 @@ impl World {
                 lease: None,
                 apps: Vec::new(),
                 watched: Watched::default(),
-                period: rng.span(MS(150), MS(600)),
+                // Some have much to do.
+                period: if rng.chance(150) { MS(25) } else { rng.span(MS(150), MS(600)) },
             });
             world.queue.push(Time(MS(10 * index as u64)), Event::Daemon(Host(index)));
             world.queue.push(Time(MS(500)), Event::Ask(Host(index)));
@@ -265,7 +279,7 @@ impl World {
                     address: Ipv4Addr::UNSPECIFIED,
                     run: 0,
                     process: Process::Dead,
-                    sick: Time::default(),
+                    sick: Default::default(),
                     activity: Activity::Inactive,
                     inflight: BTreeSet::new(),
                     stops: None,
@@ -507,7 +521,12 @@ impl World {
             }
             Input::Drain(app) => {
                 let one = &mut machine.apps[app];
-                one.stops = Some((agent.own(now), run));
+                let view = self.history.latest().services.get(&one.service);
+                let there = view.and_then(|view| view.instances.get(&one.instance)?.endpoint).is_some();
+                // A daemon that has only just begun may not know yet what an earlier one has registered.
+                let id = (one.service.clone(), one.instance.clone());
+                let ours = agent.registrar.records().1.get(&id).is_some_and(|record| record.upstream);
+                one.stops = Some((agent.own(now), run, there && ours));
                 agent.drain(now, one.unit.clone(), &mut out);
                 false
             }
@@ -559,7 +578,7 @@ impl World {
                     let machine = &self.machines[host.0];
                     let app = machine.apps.iter().find(|app| (&app.service, &app.instance) == (&id.0, &id.1));
                     let listens = app.is_some_and(|app| app.address == address && app.listens(self.now));
-                    let sick = app.is_some_and(|app| self.now < app.sick);
+                    let sick = app.is_some_and(|app| app.is_sick(self.now));
                     let (takes, outcome) = match (listens, sick) {
                         (true, false) => (self.rng.span(MS(1), MS(20)), Ok(())),
                         (true, true) => (timeout, Err("no answer".to_owned())),

@@ -118,7 +118,7 @@ impl World {
         let now = self.local(host);
         let machine = &self.machines[host.0];
         let one = &machine.apps[app];
-        let Some((since, run)) = one.stops else { return };
+        let Some((since, run, in_service)) = one.stops else { return };
         let Some(agent) = machine.agent.as_ref().filter(|agent| agent.run == run) else { return };
         let took = agent.own(now).saturating_sub(since);
         let limit = one.registrations.first().map_or(Duration::ZERO, |registration| registration.drain);
@@ -131,13 +131,13 @@ impl World {
                 && self.hub.get(&keys::router(&router.id)).is_some()
         };
         let mut broken = None;
-        if took < limit && told && self.hub.up && !machine.cut {
+        // Where it was not in service, there was nothing to wait for.
+        if in_service && took < limit && told && self.hub.up && !machine.cut {
             for router in self.machines.iter().filter(|router| router.powered) {
                 let Some(agent) = router.agent.as_ref().filter(|_| waits(router)) else { continue };
                 let count = agent.router.under_way(&one.service, &one.instance);
                 let view = agent.router.served().services.get(&one.service);
                 let routed = view.and_then(|view| view.instances.get(&one.instance)?.routable()).is_some();
-                // Where it was not in service, there was nothing to wait for.
                 if count > 0 || routed {
                     broken = Some(format!(
                         "{unit} stops after {took:?}, and the router of {} has {count} requests there{}",

@@ -3,7 +3,10 @@
 //! Invariant: every request that was begun ends, unless its router does.
 
 use super::{Attempt, Event, Flight, Host, MS, Machine, Outcome, Place, Process, World};
-use crate::traffic::rules::Rule;
+use crate::traffic::{
+    agent::Topic,
+    rules::{KNOWN, Rule},
+};
 
 impl World {
     pub(super) fn ask(&mut self, host: Host) {
@@ -76,13 +79,23 @@ impl World {
                 self.next_flight += 1;
                 let app = &mut self.machines[target.0.0].apps[target.1];
                 app.inflight.insert(id);
-                let sick = self.now < app.sick;
+                let sick = app.is_sick(self.now);
+                let since = app.sick.0.max(self.disturbed) + KNOWN;
+                let (unit, known) = (app.unit.clone(), sick && since < self.now);
+                if known && self.undisturbed(host) {
+                    let what = format!("{host}: a request goes to {unit}, whose checks fail since long");
+                    self.broken(Rule::FailedIsOut, what);
+                }
                 let takes = if self.rng.chance(30) {
                     self.rng.span(MS(500), MS(6000))
                 } else {
                     self.rng.span(MS(2), MS(60))
                 };
-                let outcome = if sick { Outcome::Unwell(takes) } else { Outcome::Answered(takes) };
+                let outcome = match (sick, self.rng.chance(600)) {
+                    (true, true) => Outcome::Reset,
+                    (true, false) => Outcome::Unwell(takes),
+                    (false, _) => Outcome::Answered(takes),
+                };
                 self.flights.insert(id, Flight { host, run, attempt, place, target });
                 self.queue.push(self.now + takes, Event::Ended(id, outcome));
             }
@@ -126,5 +139,11 @@ impl World {
         if again {
             self.queue.push(self.now, Event::Try(host, run, attempt));
         }
+    }
+
+    /// Nothing is wrong between apps' checks and that router.
+    fn undisturbed(&self, host: Host) -> bool {
+        let stream = self.streams.get(&(host, Topic::Services)).is_some_and(|stream| !stream.stalled);
+        stream && self.hub.up && self.rolling.is_empty() && self.machines.iter().all(Machine::is_well)
     }
 }

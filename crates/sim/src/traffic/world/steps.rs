@@ -18,6 +18,9 @@ impl World {
 
     pub(super) fn step(&mut self, step: Step) {
         self.trace.story(self.now, || format!("> {step}"));
+        if !matches!(step, Step::Sicken(..) | Step::SickenAll(_)) {
+            self.disturbed = self.now;
+        }
         match step {
             Step::Crash(host, app) => {
                 let app = app % self.machines[host.0].apps.len().max(1);
@@ -26,11 +29,16 @@ impl World {
                 }
             }
             Step::Sicken(host, app, lasts) => {
-                let until = self.now + lasts;
+                let (now, until) = (self.now, self.now + lasts);
                 let count = self.machines[host.0].apps.len().max(1);
                 if let Some(app) = self.machines[host.0].apps.get_mut(app % count) {
-                    app.sick = until;
+                    app.sicken(now, until);
                 }
+            }
+            Step::SickenAll(lasts) => {
+                let (now, until) = (self.now, self.now + lasts);
+                let apps = self.machines.iter_mut().flat_map(|machine| &mut machine.apps);
+                apps.for_each(|app| app.sicken(now, until));
             }
             Step::KillDaemon(host, pause) => {
                 self.kill_daemon(host);
