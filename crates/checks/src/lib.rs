@@ -1,17 +1,18 @@
 //! Whether an instance works: one check, made from the machine that it runs on.
 //!
 //! Not here: how often, and what follows (`core::registrar`). Invariants: a check takes no longer than its timeout, and
-//! leaves nothing behind: its connection is closed, its program killed.
+//! leaves nothing behind: its connection is closed, its program killed with all that it started.
 #![warn(missing_docs)]
 
+/// Programs.
+mod exec;
 /// The certificate does not matter.
 mod tls;
 
-use std::{net::Ipv4Addr, ops::RangeInclusive, process::Stdio, time::Duration};
+use std::{net::Ipv4Addr, ops::RangeInclusive, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    process::Command,
 };
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -20,9 +21,6 @@ use unit::Check;
 
 /// More of an answer than its first line is not needed.
 const FIRST_LINE: usize = 1024;
-/// Of what a program says, so much is told.
-const SAID: usize = 200;
-
 /// Makes one check of what listens at `address`; `port` is the one that is registered. Says why it did not pass.
 pub async fn run(check: &Check, address: Ipv4Addr, port: u16, timeout: Duration) -> Result<(), String> {
     let made = async {
@@ -40,7 +38,7 @@ pub async fn run(check: &Check, address: Ipv4Addr, port: u16, timeout: Duration)
                     http(stream, address, port, path, status).await
                 }
             }
-            Check::Exec(words) => exec(words).await,
+            Check::Exec(words) => exec::run(words).await,
             Check::Grpc { service } => grpc(address, port, service).await,
         }
     };
@@ -85,22 +83,6 @@ async fn http(
         None if answer.is_empty() => Err(format!("GET {path}: closed without an answer")),
         None => Err(format!("GET {path}: no HTTP answer")),
     }
-}
-
-async fn exec(words: &[String]) -> Result<(), String> {
-    let Some((program, arguments)) = words.split_first() else { return Err("no program".to_owned()) };
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // With all that it started, which may hold its pipes open.
-    command.process_group(0).kill_on_drop(true);
-    let output = command.output().await.map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
-    let said: String = String::from_utf8_lossy(said).trim().chars().take(SAID).collect();
-    let said = if said.is_empty() { said } else { format!(": {}", said.lines().last().unwrap_or_default()) };
-    Err(format!("{program}: {}{said}", output.status))
 }
 
 async fn grpc(address: Ipv4Addr, port: u16, service: &str) -> Result<(), String> {

@@ -330,12 +330,6 @@ impl Balancer {
         self.slots.get(place.index()).and_then(Option::as_ref).map_or(0, |slot| slot.inflight)
     }
 
-    /// Whether a request could be sent somewhere.
-    pub fn has_open(&mut self, now: Moment) -> bool {
-        self.refresh(now);
-        !self.view.open.is_empty() || !self.view.probation.is_empty()
-    }
-
     /// Every endpoint that is listed or has something under way.
     pub fn endpoints(&self) -> impl Iterator<Item = EndpointView<'_>> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {

@@ -5,6 +5,12 @@
 //! Invariants: an instance has an upstream only while its unit is active, its address is known and its check has
 //! passed since its start; a drain that was asked for is answered, whatever else fails.
 
+/// Stops that wait until nobody sends requests any more.
+mod drain;
+/// What the hub should have, against what it has.
+pub mod publish;
+
+use drain::Drain;
 use model::{
     Health, Instance, MachineId, RECORD_VERSION, Revision, RouterRecord, ServiceConfig, ServiceMeta,
     ServiceName, Timestamp, UnitName, Unknown,
@@ -28,9 +34,6 @@ const DAMPED: u32 = 32;
 const QUIET: Duration = Duration::from_secs(300);
 /// A stop without a drain waits so long for one: systemd runs ours first, or none.
 const UNASKED: Duration = Duration::from_secs(3);
-/// A drain that the hub does not hear of within this time helps nobody: the unit stops without.
-const UNHEARD: Duration = Duration::from_secs(2);
-
 /// So often it is looked whether what was drained runs again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -191,15 +194,8 @@ struct One {
     draining: bool,
     stopping: Option<Duration>,
     over: bool,
-}
-
-struct Drain {
-    since: Duration,
-    limit: Duration,
-    /// The version that says so, and as of which revision the hub has it.
-    marked: (u64, Option<Revision>),
-    /// The version without the instances, once it is over.
-    removed: Option<(u64, Duration)>,
+    /// Since when it is over.
+    ended: Option<Duration>,
 }
 
 impl Registrar {
@@ -232,9 +228,7 @@ impl Registrar {
             Event::Drain { unit, alive } => self.drain(now, unit, alive),
             Event::Written(version, revision) => {
                 self.written = self.written.max(version);
-                for drain in self.drains.values_mut().filter(|drain| version >= drain.marked.0) {
-                    drain.marked.1.get_or_insert(revision);
-                }
+                self.drains_heard(version, revision);
             }
             Event::Routers(routers) => self.routers = routers,
             Event::Tick => {}
@@ -247,16 +241,7 @@ impl Registrar {
         let timed = |one: &&One| one.may_be_checked() || one.may_have_come_back();
         let checks = self.instances.values().filter(timed).map(|one| one.next);
         let stops = self.instances.values().filter(|one| !one.over).filter_map(|one| one.stopping);
-        let drains = self.drains.values().flat_map(|drain| {
-            let unheard = drain.marked.1.is_none().then(|| drain.since + UNHEARD);
-            let removed = drain.removed.map(|(_, at)| at + UNHEARD);
-            [
-                Some(drain.since + drain.limit).filter(|_| removed.is_none()),
-                unheard.filter(|_| removed.is_none()),
-                removed,
-            ]
-        });
-        checks.chain(stops.map(|since| since + UNASKED)).chain(drains.flatten()).min()
+        checks.chain(stops.map(|since| since + UNASKED)).chain(self.drains_due()).min()
     }
 
     /// What the hub should have, and which version of it this is.
@@ -369,6 +354,10 @@ impl Registrar {
                                     && !before.run.is_empty()
                                     && !found.run.is_empty())
                         });
+                        // Drained, and yet not stopped for so long: whoever asked for it has gone, and it runs.
+                        let left =
+                            one.may_have_come_back() && one.ended.is_some_and(|at| now >= at + UNASKED);
+                        let other = other || left;
                         if other {
                             // Another container: it has to show itself again.
                             let at = Timestamp(one.started.0 + 1);
@@ -427,22 +416,6 @@ impl Registrar {
         }
     }
 
-    fn drain(&mut self, now: Duration, unit: UnitName, alive: bool) {
-        let mine = |one: &&One| one.unit == unit && one.has_upstream() && !one.over;
-        let limits = self.instances.values().filter(mine).map(|one| one.registration.drain);
-        // Nothing that anybody could be sent to, or nobody who could answer: no reason to wait for routers.
-        let limit = limits.max().filter(|_| alive);
-        self.change(|instances| {
-            for one in instances.values_mut().filter(|one| one.unit == unit) {
-                (one.draining, one.over) = (one.draining || limit.is_some(), one.over || limit.is_none());
-            }
-        });
-        let removed = limit.is_none().then_some((self.version, now));
-        let drain =
-            Drain { since: now, limit: limit.unwrap_or_default(), marked: (self.version, None), removed };
-        self.drains.entry(unit).or_insert(drain);
-    }
-
     /// What follows from the time, and from what is known by now.
     fn run(&mut self, now: Duration, out: &mut Vec<Effect>) {
         self.end_drains(now, out);
@@ -454,6 +427,7 @@ impl Registrar {
             });
         }
         for (id, one) in &mut self.instances {
+            one.ended = if one.over { one.ended.or(Some(now)) } else { None };
             if one.may_have_come_back() && now >= one.next {
                 one.next = now + AGAIN;
                 out.push(Effect::Find(one.unit.clone()));
@@ -472,43 +446,6 @@ impl Registrar {
                 timeout: one.registration.timeout,
             });
         }
-    }
-
-    fn end_drains(&mut self, now: Duration, out: &mut Vec<Effect>) {
-        let over: Vec<UnitName> = self
-            .drains
-            .iter()
-            .filter(|(unit, drain)| drain.removed.is_none() && self.is_drained(now, unit, drain))
-            .map(|(unit, _)| unit.clone())
-            .collect();
-        for unit in over {
-            self.change(|instances| {
-                for one in instances.values_mut().filter(|one| one.unit == unit) {
-                    one.over = true;
-                }
-            });
-            if let Some(drain) = self.drains.get_mut(&unit) {
-                drain.removed = Some((self.version, now));
-            }
-        }
-        let written = self.written;
-        self.drains.retain(|unit, drain| {
-            let Some((version, at)) = drain.removed else { return true };
-            let done = written >= version || now >= at + UNHEARD;
-            if done {
-                out.push(Effect::Drained(unit.clone()));
-            }
-            !done
-        });
-    }
-
-    fn is_drained(&self, now: Duration, unit: &UnitName, drain: &Drain) -> bool {
-        let Some(revision) = drain.marked.1 else { return now >= drain.since + UNHEARD.min(drain.limit) };
-        let mut ids = self.instances.iter().filter(|(_, one)| one.unit == *unit).map(|(id, _)| id);
-        now >= drain.since + drain.limit
-            || ids.all(|(service, instance)| {
-                self.routers.values().all(|router| router.is_done_with(service, instance, revision))
-            })
     }
 }
 
@@ -536,6 +473,7 @@ impl One {
             draining: false,
             stopping: None,
             over: false,
+            ended: None,
         }
     }
 
@@ -583,6 +521,7 @@ impl One {
             started: self.started,
             health: self.health,
             reason: self.reason.clone(),
+            conflict: None,
             slow_start: of.slow_start,
             tags: of.tags.clone(),
             metrics: of.metrics.clone(),

@@ -4,6 +4,8 @@
 //! Not here: rendering and reloading. [`Steady`] stands between the catalog and whoever serves it. Invariant: a value that cannot be read concerns its own entry only; it is
 //! kept in [`Catalog::quarantined`] with the reason, and everything else goes on.
 
+/// What two claim.
+mod conflict;
 /// When an output is reloaded.
 mod pace;
 /// The catalog in other programs' formats.
@@ -11,6 +13,7 @@ pub mod project;
 /// What is served while the hub's word is doubted.
 mod steady;
 
+pub use conflict::Conflict;
 pub use pace::{Batch, Pace};
 pub use steady::{Gone, PANIC_HOLD, Steady};
 

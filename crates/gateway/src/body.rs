@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
+const BROKEN_OFF: &str = "the stream ended before the body";
+
 /// A request's body, on its way to an endpoint.
 pub(crate) enum RequestBody {
     Empty,
@@ -32,6 +34,8 @@ pub(crate) struct Stream {
     pub(crate) left: u64,
     pub(crate) progress: Rc<Progress>,
     pub(crate) signs: Arc<Signs>,
+    /// It comes over HTTP/2, where a stream can end without the end of the body.
+    pub(crate) http2: bool,
 }
 
 /// How far a streamed body is.
@@ -81,6 +85,10 @@ impl Stream {
         self.signs.body.store(polled.is_pending(), Relaxed);
         match polled {
             Poll::Pending => Poll::Pending,
+            // hyper takes a reset without an error for the end. Nobody else is to believe that this was all.
+            Poll::Ready(None) if self.http2 && !self.incoming.is_end_stream() => {
+                Poll::Ready(Some(Err(io::Error::other(BROKEN_OFF))))
+            }
             Poll::Ready(None) => {
                 self.progress.done.set(true);
                 Poll::Ready(None)
@@ -144,16 +152,25 @@ impl Tail {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Endpoint { incoming, tail } => {
-                let polled = Pin::new(&mut *incoming).poll_frame(cx);
+                let mut polled = Pin::new(&mut *incoming).poll_frame(cx).map_err(io::Error::other);
+                if let (Poll::Ready(None), Some(tail)) = (&polled, &*tail)
+                    && tail.upstream.is_http2()
+                    && !incoming.is_end_stream()
+                {
+                    polled = Poll::Ready(Some(Err(io::Error::other(BROKEN_OFF))));
+                }
+                if let Some(active) = tail.as_mut().and_then(|tail| tail.active.as_mut()) {
+                    active.owes(matches!(polled, Poll::Ready(Some(Ok(_)))));
+                }
                 match &polled {
                     Poll::Pending => {}
                     Poll::Ready(None) => {

@@ -70,6 +70,9 @@ pub struct Limits {
     pub connections: usize,
     /// The most requests that a client may have under way on one HTTP/2 connection. Default: 256.
     pub streams: u32,
+    /// How many requests a client may take back on one HTTP/2 connection before they are answered, beyond those that it
+    /// let be answered; and how many wrong ones it may send there. Then the connection ends. Default: 100.
+    pub resets: u32,
 }
 
 impl Default for GatewayConfig {
@@ -102,6 +105,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(75),
             connections: 16384,
             streams: 256,
+            resets: 100,
         }
     }
 }

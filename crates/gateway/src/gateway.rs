@@ -62,10 +62,13 @@ impl Asker {
         let (revision, services) = snapshot::together(parts);
         let served = Arc::clone(&self.served.borrow());
         let listeners = served.sockets.iter();
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let of_services = served.table.problems.iter();
+        problems.extend(of_services.map(|(service, why)| (format!("service {service}"), why.clone())));
         Snapshot {
             revision,
             listeners: listeners.filter_map(|(l, s)| Some((l.to_string(), s.address()?))).collect(),
-            problems: self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            problems,
             connections: self.shared.connections.load(std::sync::atomic::Ordering::Relaxed),
             routes: served.table.routes.clone(),
             tcp: served.table.tcp.clone(),

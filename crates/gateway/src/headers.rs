@@ -2,9 +2,10 @@
 //!
 //! Invariant: a request that leaves here names one host, and nothing in it concerns the connection it came on.
 
+use crate::refusal::Refusal;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Uri, Version};
+use hyper::{Method, Uri, Version};
 
 pub(crate) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -12,6 +13,39 @@ pub(crate) static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forw
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Refuses a head that some would read in another way than others, and makes one field of what HTTP/2 may cut up. What
+/// HTTP/1 has to say about it `framing` and hyper have said before.
+pub(crate) fn check(parts: &mut Parts, limit: usize) -> Result<(), Refusal> {
+    let target = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let whole = parts.method == Method::OPTIONS && target == "*";
+    // `GET name` is what CONNECT would say.
+    let bare = parts.uri.authority().is_some() && parts.uri.scheme().is_none();
+    if bare || !(target.starts_with('/') || whole) {
+        return Err(Refusal::Malformed("the request's target is no path"));
+    }
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut parts.headers);
+        if parts.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+            return Err(Refusal::Malformed("the request has two lengths"));
+        }
+        if parts.headers.len() > limit {
+            return Err(Refusal::Fields(limit));
+        }
+    }
+    Ok(())
+}
+
+/// HTTP/2 may send one cookie a field; everybody else knows one field only (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let all: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
 
 /// Why it is not clear for which host a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

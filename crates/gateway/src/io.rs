@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -32,6 +32,22 @@ pub(crate) struct Signs {
     pub(crate) suspect: AtomicU32,
     /// Requests so far.
     pub(crate) requests: AtomicU32,
+    /// Requests that were answered.
+    pub(crate) answered: AtomicU32,
+    /// Requests that the client took back before they were answered.
+    pub(crate) abandoned: AtomicU32,
+    /// Answers of which the client has not taken what is there for it.
+    pub(crate) owed: AtomicU32,
+    /// The tick at which it was last given a part of one.
+    pub(crate) given: AtomicU32,
+    /// Bytes sent to it, less those that came from it: answers to its pings are none of what it is owed.
+    pub(crate) taken: AtomicI64,
+}
+
+impl Signs {
+    fn count(&self, bytes: i64) {
+        self.taken.store(self.taken.load(Relaxed).wrapping_add(bytes), Relaxed);
+    }
 }
 
 /// A client's connection.
@@ -87,6 +103,7 @@ impl AsyncRead for ClientStream {
         if !came.is_empty() {
             let now = this.clock.load(Relaxed);
             this.signs.read.store(now, Relaxed);
+            this.signs.count(-(came.len() as i64));
             if this.framing.is_some()
                 && this.signs.active.load(Relaxed) == 0
                 && this.signs.head.load(Relaxed) == 0
@@ -105,6 +122,13 @@ impl AsyncRead for ClientStream {
 }
 
 impl ClientStream {
+    fn wrote(&self, sent: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &sent {
+            self.signs.count(*bytes as i64);
+        }
+        self.sent(sent)
+    }
+
     fn sent<T>(&self, sent: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let stuck = &self.signs.stuck;
         match &sent {
@@ -124,7 +148,7 @@ impl AsyncWrite for ClientStream {
             Inner::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Inner::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
-        this.sent(sent)
+        this.wrote(sent)
     }
 
     fn poll_write_vectored(
@@ -137,7 +161,7 @@ impl AsyncWrite for ClientStream {
             Inner::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Inner::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         };
-        this.sent(sent)
+        this.wrote(sent)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -39,8 +39,12 @@ mod io;
 mod listen;
 /// Counters.
 mod metrics;
+/// A request as an endpoint gets it.
+mod outgoing;
 /// For whom a proxy speaks.
 mod proxy_protocol;
+/// What the gateway answers itself.
+mod refusal;
 /// From host and path to a service.
 mod route;
 /// What a client's connection speaks, and until when.
@@ -59,6 +63,8 @@ mod tcp;
 mod tls;
 /// An endpoint's connections.
 mod upstream;
+/// Frames of WebSocket, and a way to end it in order.
+mod websocket;
 /// One thread.
 mod worker;
 

@@ -28,6 +28,11 @@ use tracing::{debug, warn};
 /// So many headers hyper parses without asking for memory.
 const DEFAULT_HEADERS: usize = 100;
 
+/// So much of an answer waits in memory, for each request of an HTTP/2 connection, when its client does not take it.
+const SEND_BUFFER: usize = 64 << 10;
+/// So many requests may be taken back on an HTTP/2 connection before anybody has looked at them (CVE-2023-44487).
+const UNSEEN_RESETS: usize = 20;
+
 /// What an HTTP/2 connection begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -116,6 +121,7 @@ async fn connection(
         waker: RefCell::default(),
         since: Cell::new(worker.clock.load(Relaxed)),
         http: Cell::new(true),
+        took: Cell::default(),
     });
     worker.enter(&conn);
     let ip = client.ip().to_canonical();
@@ -135,6 +141,9 @@ async fn connection(
             .max_header_list_size(limits.header_bytes as u32)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(2 << 20)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_local_error_reset_streams(limits.resets as usize)
+            .max_pending_accept_reset_streams(UNSEEN_RESETS)
             .keep_alive_interval(limits.idle_timeout)
             .keep_alive_timeout(limits.header_timeout)
             .serve_connection(TokioIo::new(stream), service);

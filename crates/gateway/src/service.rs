@@ -5,7 +5,7 @@
 use crate::access_log::Line;
 use crate::metrics::ServiceCounters;
 use crate::table;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, connect};
 use crate::worker::Worker;
 use model::ServiceName;
 use muster_core::balance::{
@@ -16,7 +16,11 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tracing::info;
+
+/// How often it is tried whether an endpoint that took no connection takes one, while requests wait for it.
+const KNOCK: Duration = Duration::from_millis(50);
 
 /// A service.
 pub(crate) struct Service {
@@ -28,6 +32,9 @@ pub(crate) struct Service {
     budget: RefCell<RetryBudget>,
     /// Wakes whoever waits for an endpoint.
     pub(crate) changed: Notify,
+    /// How many wait for an endpoint, and whether somebody looks for one that takes connections again.
+    waiting: Cell<u32>,
+    knocks: Cell<bool>,
     /// Somebody waits for an endpoint's requests to end.
     drains: Cell<bool>,
     pub(crate) counters: Arc<ServiceCounters>,
@@ -44,6 +51,8 @@ impl Service {
             upstreams: RefCell::default(),
             budget: RefCell::default(),
             changed: Notify::new(),
+            waiting: Cell::new(0),
+            knocks: Cell::new(false),
             drains: Cell::new(false),
             worker: Rc::downgrade(worker),
         }
@@ -62,6 +71,7 @@ impl Service {
         if **self.policy.borrow() != *policy {
             *self.policy.borrow_mut() = Rc::new(policy.clone());
         }
+        // Those that nothing new goes to, and whether they are gone after a drain.
         let mut gone = Vec::new();
         {
             let mut upstreams = self.upstreams.borrow_mut();
@@ -78,11 +88,12 @@ impl Service {
                 });
                 if !known {
                     let new = Upstream::new(endpoint.instance.clone(), endpoint.address, endpoint.protocol);
-                    gone.extend(entry.replace(Rc::new(new)));
+                    gone.extend(entry.replace(Rc::new(new)).map(|old| (Rc::clone(&old), old.drains.get())));
                 }
                 if let Some(upstream) = entry {
+                    upstream.drains.set(endpoint.draining);
                     if endpoint.draining {
-                        gone.push(Rc::clone(upstream));
+                        gone.push((Rc::clone(upstream), false));
                     } else {
                         upstream.open();
                     }
@@ -90,12 +101,15 @@ impl Service {
             }
             for (index, entry) in upstreams.iter_mut().enumerate() {
                 if !places.iter().any(|place| place.index() == index) {
-                    gone.extend(entry.take());
+                    gone.extend(entry.take().map(|old| (Rc::clone(&old), old.drains.get())));
                 }
             }
         }
-        for upstream in gone {
+        for (upstream, over) in gone {
             upstream.close();
+            if over {
+                upstream.end();
+            }
         }
         self.drains.set(self.balancer.borrow().endpoints().any(|e| !e.listed || e.member.draining));
         self.changed.notify_waiters();
@@ -127,8 +141,15 @@ impl Service {
         Some((flight, upstream))
     }
 
-    pub(crate) fn is_empty(&self, now: Moment) -> bool {
-        !self.balancer.borrow_mut().has_open(now)
+    /// Waits until there may be an endpoint: another table, one that is let in again, or one that takes connections again.
+    pub(crate) async fn wait(self: &Rc<Self>, left: Duration) {
+        ServiceCounters::add(&self.counters.held, 1);
+        let waiting = Waiting::new(self);
+        if !self.knocks.replace(true) {
+            tokio::task::spawn_local(knock(Rc::clone(self)));
+        }
+        let _ = tokio::time::timeout(left, self.changed.notified()).await; // whoever waits looks again either way
+        drop(waiting);
     }
 
     pub(crate) fn deposit(&self) {
@@ -233,6 +254,43 @@ impl Service {
             })
             .collect()
     }
+}
+
+/// Counts one who waits.
+struct Waiting<'a>(&'a Cell<u32>);
+
+impl<'a> Waiting<'a> {
+    fn new(service: &'a Service) -> Self {
+        service.waiting.set(service.waiting.get() + 1);
+        Self(&service.waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// Tries whether an endpoint takes connections, for all who wait for one. Its kernel says no at once and at no cost.
+async fn knock(service: Rc<Service>) {
+    while service.waiting.get() > 0 {
+        tokio::time::sleep(KNOCK).await;
+        let timeout = service.policy().connect_timeout;
+        let doors: Vec<_> = {
+            let upstreams = service.upstreams.borrow();
+            upstreams.iter().flatten().filter(|u| !u.drains.get()).map(|u| u.address).collect()
+        };
+        let mut asked = JoinSet::new();
+        doors.into_iter().for_each(|door| drop(asked.spawn_local(connect(door, timeout))));
+        while let Some(answer) = asked.join_next().await {
+            if matches!(answer, Ok(Ok(_))) {
+                service.changed.notify_waiters();
+                break;
+            }
+        }
+    }
+    service.knocks.set(false);
 }
 
 fn member(endpoint: &table::Endpoint) -> Member {

@@ -12,7 +12,7 @@ pub struct Snapshot {
     pub revision: u64,
     /// Where it listens: the listener and its address.
     pub listeners: BTreeMap<String, SocketAddr>,
-    /// Ports that could not be opened, with the reason.
+    /// Ports that could not be opened and services that are not served as they ask, with the reason.
     pub problems: BTreeMap<String, String>,
     /// Client connections.
     pub connections: usize,

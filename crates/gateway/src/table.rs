@@ -18,6 +18,8 @@ pub struct Table {
     pub services: BTreeMap<ServiceName, Service>,
     /// TCP ports whose bytes go to a service as they are.
     pub tcp: BTreeMap<u16, ServiceName>,
+    /// What of the services' configuration is not served, and why: for people.
+    pub problems: BTreeMap<ServiceName, String>,
 }
 
 /// Requests for a host, under a path.

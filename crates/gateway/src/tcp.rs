@@ -60,7 +60,7 @@ async fn connection(
     Ok(())
 }
 
-fn timed_out() -> io::Error {
+pub(crate) fn timed_out() -> io::Error {
     io::ErrorKind::TimedOut.into()
 }
 
@@ -74,12 +74,16 @@ async fn connect(
     let mut tried = Vec::new();
     let hash = hash(0, client.ip().to_canonical().to_string().as_bytes());
     let started = worker.now();
+    // Nothing was sent yet, so it may wait for an endpoint as long as any other.
     loop {
+        let enough = tried.len() > policy.retries as usize;
         let wish = Wish { hash: Some(hash), stick: None, tried: &tried, may_probe: true };
-        let Some((mut flight, upstream)) = service.pick(worker.now(), worker.roll(), &wish) else {
+        let picked = if enough { None } else { service.pick(worker.now(), worker.roll(), &wish) };
+        let Some((mut flight, upstream)) = picked else {
             let left = policy.hold.saturating_sub(worker.now().saturating_sub(started));
-            if tried.is_empty() && !left.is_zero() {
-                let _ = tokio::time::timeout(left, service.changed.notified()).await; // looks again either way
+            if !left.is_zero() {
+                service.wait(left).await;
+                tried.clear();
                 continue;
             }
             return Err(io::Error::new(io::ErrorKind::NotConnected, "no endpoint can be reached"));
@@ -93,9 +97,6 @@ async fn connect(
             Err(_) => {
                 flight.tell(worker.now(), Outcome::Unreachable);
                 tried.push(flight.place);
-                if tried.len() > policy.retries as usize {
-                    return Err(io::Error::new(io::ErrorKind::NotConnected, "no endpoint can be reached"));
-                }
             }
         }
     }

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Notify;
 use tracing::debug;
 
 /// How long an idle connection is kept. Shorter than what servers commonly keep them, so that they close fewer under us.
@@ -35,6 +36,11 @@ pub(crate) struct Upstream {
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<http2::SendRequest<RequestBody>>>,
     closed: Cell<bool>,
+    /// The table says that nothing new goes there.
+    pub(crate) drains: Cell<bool>,
+    /// It has drained and is gone: what is still open is to end in order.
+    over: Cell<bool>,
+    told: Notify,
     pub(crate) connects: Cell<u64>,
 }
 
@@ -70,6 +76,9 @@ impl Upstream {
             idle: RefCell::default(),
             shared: RefCell::default(),
             closed: Cell::new(false),
+            drains: Cell::new(false),
+            over: Cell::new(false),
+            told: Notify::new(),
             connects: Cell::new(0),
         }
     }
@@ -140,6 +149,19 @@ impl Upstream {
     pub(crate) fn close(&self) {
         self.closed.set(true);
         self.flush();
+    }
+
+    /// Has tunnels that can be ended in order end.
+    pub(crate) fn end(&self) {
+        self.over.set(true);
+        self.told.notify_waiters();
+    }
+
+    /// Waits until tunnels are to end.
+    pub(crate) async fn over(&self) {
+        while !self.over.get() {
+            self.told.notified().await;
+        }
     }
 
     /// Takes part again.

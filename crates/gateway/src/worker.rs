@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::Waker;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, LocalSet};
 use tracing::{error, warn};
 
@@ -56,6 +56,11 @@ pub(crate) struct Worker {
     connections: RefCell<Vec<Weak<Conn>>>,
     revision: Cell<u64>,
     reported: RefCell<Vec<(ServiceName, String, u64)>>,
+    /// Connections that have become tunnels.
+    tunnels: Rc<Cell<usize>>,
+    /// They are to end.
+    over: Cell<bool>,
+    told: Notify,
     /// Responses say that the connection ends with them.
     pub(crate) closing: Cell<bool>,
 }
@@ -69,6 +74,17 @@ pub(crate) struct Conn {
     pub(crate) since: Cell<u32>,
     /// Bytes of it are read without knowing what they mean.
     pub(crate) http: Cell<bool>,
+    /// What it had taken when it last took something, and when that was.
+    pub(crate) took: Cell<(i64, u32)>,
+}
+
+/// A tunnel that is counted.
+pub(crate) struct Tunnel(Rc<Cell<usize>>);
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 /// What a connection shall do.
@@ -83,7 +99,17 @@ pub(crate) enum Order {
 }
 
 impl Conn {
-    fn order(&self, order: Order) {
+    /// When the client was last given, or took, a part of what it is owed.
+    fn took(&self, now: u32) -> u32 {
+        let taken = self.signs.taken.load(Relaxed);
+        let (before, at) = self.took.get();
+        // Less than that is not what anybody asks for.
+        let at = if taken > before + 1024 { now } else { at };
+        self.took.set((if at == now { taken } else { before.min(taken) }, at));
+        at.max(self.signs.given.load(Relaxed))
+    }
+
+    pub(crate) fn order(&self, order: Order) {
         if self.order.get() != order {
             self.order.set(order);
             if let Some(waker) = self.waker.borrow_mut().take() {
@@ -187,6 +213,7 @@ impl Worker {
             } else {
                 (signs.body.load(Relaxed) && older(signs.read.load(Relaxed), idle))
                     || older(signs.stuck.load(Relaxed), idle)
+                    || (signs.owed.load(Relaxed) > 0 && older(conn.took(now), idle))
             };
             if late {
                 conn.order(Order::Stop);
@@ -208,8 +235,26 @@ impl Worker {
         }
     }
 
+    /// Counts a tunnel for as long as what it gives is kept.
+    pub(crate) fn tunnel(&self) -> Tunnel {
+        self.tunnels.set(self.tunnels.get() + 1);
+        Tunnel(Rc::clone(&self.tunnels))
+    }
+
+    /// Waits until tunnels are to end, because the gateway does.
+    pub(crate) async fn over(&self) {
+        while !self.over.get() {
+            self.told.notified().await;
+        }
+    }
+
+    fn end_tunnels(&self) {
+        self.over.set(true);
+        self.told.notify_waiters();
+    }
+
     fn is_quiet(&self) -> bool {
-        self.connections.borrow().iter().all(|conn| conn.strong_count() == 0)
+        self.tunnels.get() == 0 && self.connections.borrow().iter().all(|conn| conn.strong_count() == 0)
     }
 
     fn look_at_suspects(self: &Rc<Self>) {
@@ -263,6 +308,9 @@ async fn work(begin: Begin) {
         connections: RefCell::default(),
         revision: Cell::new(0),
         reported: RefCell::default(),
+        tunnels: Rc::default(),
+        over: Cell::new(false),
+        told: Notify::new(),
         closing: Cell::new(false),
     });
     let mut listening = Listening::default();
@@ -313,6 +361,7 @@ async fn work(begin: Begin) {
                 if let Some((finish, until)) = ending {
                     let now = Instant::now();
                     if now >= finish {
+                        worker.end_tunnels();
                         worker.order_all(Order::Finish);
                     }
                     if now >= until || worker.is_quiet() {

@@ -103,6 +103,8 @@ pub enum EventKind {
     Maintenance,
     /// An update began, went on or ended.
     Rollout,
+    /// Two say different things of one service, or claim one host and path; or that is over.
+    Conflict,
     /// An engine began to lead.
     Leading,
     /// More happened than is written down.
@@ -126,6 +128,7 @@ impl EventKind {
             Self::Released => "released",
             Self::Maintenance => "maintenance",
             Self::Rollout => "rollout",
+            Self::Conflict => "conflict",
             Self::Leading => "leading",
             Self::Dropped => "dropped",
             Self::Other => "other",

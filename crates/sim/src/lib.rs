@@ -38,5 +38,7 @@ pub mod systemd;
 pub mod time;
 /// What happened, for people.
 pub mod trace;
+/// The way from a check to a request.
+pub mod traffic;
 /// The world.
 pub mod world;

@@ -68,6 +68,64 @@ async fn a_program_is_run_and_killed_with_its_patience() {
     assert!(checks::run(&exec(&["/nonexistent"]), HERE, 1, PATIENT).await.is_err());
 }
 
+/// Whether a process runs. One that has ended and that nobody has waited for does not.
+fn runs(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+#[tokio::test]
+async fn what_a_program_started_ends_with_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let note = directory.path().join("pid");
+    let script = |then: &str| {
+        let script = format!("/bin/sleep 600 & echo $! >{}; {then}", note.display());
+        Check::Exec(["/bin/sh", "-c", &script].map(str::to_owned).to_vec())
+    };
+    // The child holds the program's pipes: that it has passed does not wait for it.
+    let begun = Instant::now();
+    for (then, patience, passes) in [
+        ("exit 0", PATIENT, true),
+        ("exit 3", PATIENT, false),
+        ("sleep 600", Duration::from_millis(300), false),
+        ("trap '' TERM; while :; do sleep 1; done", Duration::from_millis(300), false),
+    ] {
+        let outcome = checks::run(&script(then), HERE, 1, patience).await;
+        assert_eq!(outcome.is_ok(), passes, "{then}: {outcome:?}");
+        let pid = std::fs::read_to_string(&note).expect("it was started");
+        let pid = pid.trim();
+        assert!(!pid.is_empty(), "{then}");
+        while runs(pid) {
+            assert!(begun.elapsed() < PATIENT, "{then}: {pid} is left");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::remove_file(&note).expect("it was there");
+    }
+    // Whoever gives a check up, gives up all of it.
+    let script = script("sleep 600");
+    let check = checks::run(&script, HERE, 1, PATIENT);
+    let written = async {
+        while !std::fs::read_to_string(&note).is_ok_and(|pid| pid.ends_with('\n')) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        outcome = check => panic!("{outcome:?}"),
+        () = written => {}
+    }
+    let pid = std::fs::read_to_string(&note).expect("it was started");
+    while runs(pid.trim()) {
+        assert!(begun.elapsed() < PATIENT, "{pid} is left");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // However much it says.
+    let loud = Check::Exec(
+        ["/bin/sh", "-c", "head -c 50000000 /dev/zero; echo full >&2; exit 1"].map(str::to_owned).to_vec(),
+    );
+    let why = checks::run(&loud, HERE, 1, PATIENT).await.expect_err("1");
+    assert!(why.ends_with("full"), "{why}");
+}
+
 #[tokio::test]
 async fn grpc_asks_the_health_service() {
     let (reporter, service) = tonic_health::server::health_reporter();

@@ -1,5 +1,6 @@
 //! The life of an instance, told event by event, and what must hold whatever happens.
 
+use super::drain::{FAREWELL, UNHEARD};
 use super::*;
 use model::ServiceConfig;
 use proptest::prelude::*;
@@ -242,7 +243,21 @@ fn a_drain_ends_by_itself() {
     world.later(MS(1));
     assert_eq!(world.record(), None);
     world.written(9);
+    assert!(!world.drained(), "routers end what they can end in order");
+    world.does(Event::Routers([router('a', 9, 2)].into()));
+    assert!(!world.drained());
+    world.does(Event::Routers([router('a', 9, 0)].into()));
     assert!(world.drained(), "after Drain=");
+    // What cannot be ended is not waited for.
+    let mut world = World::up("Drain=4s");
+    world.does(Event::Routers([router('a', 5, 9)].into()));
+    world.does(Event::Drain { unit: unit(), alive: true }).written(8).later(MS(4000)).written(9);
+    let ends = world.now + FAREWELL;
+    assert!(world.core.due().is_some_and(|due| due <= ends));
+    world.later(FAREWELL - MS(1));
+    assert!(!world.drained());
+    world.later(MS(1));
+    assert!(world.drained());
     // The hub is away: nobody hears of it.
     let mut world = World::up("Drain=60s");
     world.does(Event::Routers([router('a', 5, 9)].into()));
@@ -278,6 +293,18 @@ fn a_restart_that_nobody_saw_is_found_out() {
     assert!(asked);
     world.found([10, 1, 5, 2], "b").checked(Ok(()));
     assert!(world.upstream());
+}
+
+#[test]
+fn a_drain_that_nobody_waits_for_any_more_is_no_end() {
+    // The daemon got no time until systemd had given up waiting, and the unit was started again.
+    let mut world = World::up("");
+    world.does(Event::Drain { unit: unit(), alive: true }).written(8).written(9);
+    assert!(world.drained() && world.record().is_none());
+    world.later(UNASKED - MS(1)).found([10, 1, 5, 2], "a");
+    assert_eq!(world.record(), None, "it may be about to stop");
+    world.later(MS(1)).found([10, 1, 5, 2], "a").checked(Ok(()));
+    assert!(world.upstream(), "it shows itself again");
 }
 
 #[test]

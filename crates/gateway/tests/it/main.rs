@@ -1,6 +1,10 @@
 //! The gateway with real sockets on loopback.
 
 mod app;
+mod endings;
+mod floods;
+mod frames;
+mod http2;
 mod malformed;
 mod protocols;
 mod routing;

@@ -262,7 +262,7 @@ fn a_proxy_before_us_says_for_whom_it_speaks() {
 }
 
 /// A certificate for these names, in files, and its DER.
-fn certificate(
+pub(crate) fn certificate(
     directory: &Path,
     name: &str,
     hosts: &[&str],

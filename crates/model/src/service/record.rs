@@ -70,6 +70,9 @@ pub struct ServiceMeta {
     /// Why it is not passing, in a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What its unit says of the whole service and somebody else has said otherwise before, in a line: it has no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
     /// How long its share of the traffic grows after its arrival.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_duration")]
     pub slow_start: Option<Duration>,

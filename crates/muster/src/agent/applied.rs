@@ -73,7 +73,9 @@ impl Applied {
             let wanted = current.zip(record).filter(|wanted| written.as_ref() != Some(wanted));
             let due = wanted.as_ref().map(|wanted| {
                 let new = written.as_ref().is_none_or(|(lease, _)| *lease != wanted.0);
-                let pause = if new || drains(&services) { SOON } else { LATER };
+                // What was under way at an instance that is gone is waited for as well.
+                let ends = written.as_ref().is_some_and(|(_, record)| !record.inflight.is_empty());
+                let pause = if new || ends || drains(&services) { SOON } else { LATER };
                 last.map_or_else(Instant::now, |last| last + pause)
             });
             tokio::select! {

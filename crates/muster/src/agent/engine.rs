@@ -1,11 +1,12 @@
 //! The engine's driver: stands for election, and while it leads, turns what the hub says into events for
-//! `core::engine` and carries out its effects (in `lead`); beside it `rollouts` carries out updates, and
-//! `projections` writes services in other programs' formats.
+//! `core::engine` and carries out its effects (in `lead`); beside it `rollouts` carries out updates,
+//! `projections` writes services in other programs' formats, and `conflicts` tells what two services claim.
 //!
 //! Invariant: every write is guarded by the leader's key at the revision of the election, so that whoever was
 //! deposed writes nothing. The leadership has a lease of its own, shorter than a machine's: a leader that dies is
 //! followed by another within about two seconds, and no machine is thought dead any sooner for it.
 
+mod conflicts;
 mod lead;
 mod projections;
 mod rollouts;
@@ -102,6 +103,7 @@ async fn reign(
     let reason = tokio::select! {
         reason = Box::pin(lead::lead(machine, store, term, reachable, events.clone())) => reason,
         reason = renew(store, lease) => reason,
+        never = Box::pin(conflicts::run(store, events.clone())) => match never {},
         never = Box::pin(rollouts::run(machine, store, term, events)) => match never {},
         never = Box::pin(projections::run(machine, store, term)) => match never {},
         () = stop.cancelled() => "shutting down",

@@ -79,7 +79,7 @@ async fn begin(config: &GatewayConfig, first: &Served, stop: &CancellationToken)
     let mut inherited = inherited();
     let mut said = String::new();
     loop {
-        let (config, table) = (config.clone(), table::table(&first.catalog).0);
+        let (config, table) = (config.clone(), table::table(&first.catalog));
         let sockets = std::mem::take(&mut inherited);
         let started =
             tokio::task::spawn_blocking(move || Gateway::start_with(config, table, sockets)).await.ok()?;
@@ -107,7 +107,8 @@ fn complain(said: &mut String, error: GatewayError) {
 }
 
 fn serve(gateway: &Gateway, served: &Served, problems: &mut BTreeMap<ServiceName, String>) {
-    let (table, found): (Table, _) = table::table(&served.catalog);
+    let table: Table = table::table(&served.catalog);
+    let found = table.problems.clone();
     for (service, problem) in found.iter().filter(|(service, problem)| problems.get(service) != Some(problem))
     {
         warn!(%service, problem, "not served as its configuration says");

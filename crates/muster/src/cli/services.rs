@@ -10,7 +10,7 @@ use super::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use model::{Health, InstanceState, ServiceName, keys};
-use muster_core::router::{Catalog, InstanceView};
+use muster_core::router::{Catalog, Conflict, InstanceView};
 use registry::{Store, Write};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -125,6 +125,11 @@ impl Services {
                 self.list.service.is_none() || self.list.service == service
             })
         };
+        let contradictions = catalog.conflicts();
+        let wanted = |conflict: &&Conflict| {
+            self.list.service.as_ref().is_none_or(|service| service == conflict.service())
+        };
+        let conflicts = || contradictions.iter().filter(wanted);
         if self.list.output == Format::Json {
             let instances: Vec<Value> = rows
                 .iter()
@@ -147,9 +152,14 @@ impl Services {
                 .filter(|(name, _)| self.list.service.as_ref().is_none_or(|service| service == *name))
                 .map(|(name, view)| (name.to_string(), json!(view.config)))
                 .collect();
+            let conflicts: Vec<_> = conflicts()
+                .map(|conflict| json!({ "service": conflict.service(), "conflict": conflict.to_string() }))
+                .collect();
             let quarantined: Vec<_> =
                 quarantined().map(|(key, reason)| json!({ "key": key, "reason": reason })).collect();
-            output::json(&json!({ "instances": instances, "configs": configs, "quarantined": quarantined }))?;
+            output::json(
+                &json!({ "instances": instances, "configs": configs, "conflicts": conflicts, "quarantined": quarantined }),
+            )?;
             return Ok(ExitCode::SUCCESS);
         }
         let heading = ["SERVICE", "INSTANCE", "ADDRESS", "MACHINE", "HEALTH", "STATE", "REASON"];
@@ -171,6 +181,9 @@ impl Services {
             ]
         };
         output::table(self.list.heading(&heading), rows.iter().map(row))?;
+        for conflict in conflicts() {
+            eprintln!("conflict: {conflict}");
+        }
         for (key, reason) in quarantined() {
             eprintln!("passed over: {key}: {reason}");
         }

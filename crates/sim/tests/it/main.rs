@@ -4,3 +4,4 @@
 mod mutations;
 mod random;
 mod scripts;
+mod traffic;

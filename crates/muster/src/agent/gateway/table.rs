@@ -5,10 +5,10 @@ use model::{Health, ServiceConfig, ServiceName};
 use muster_core::router::{Catalog, InstanceView, ServiceView};
 use std::collections::BTreeMap;
 
-/// What the gateway is to serve, and what of the services' configuration it cannot, by service.
-pub(super) fn table(catalog: &Catalog) -> (Table, BTreeMap<ServiceName, String>) {
+/// What the gateway is to serve, with what of the services' configuration it cannot.
+pub(super) fn table(catalog: &Catalog) -> Table {
     let mut table = Table::default();
-    let mut problems = BTreeMap::new();
+    let mut problems = BTreeMap::<ServiceName, String>::new();
     for (name, view) in &catalog.services {
         let service = Service { endpoints: endpoints(view), policy: Policy::default() };
         let service = match policy(&view.config, view) {
@@ -19,7 +19,24 @@ pub(super) fn table(catalog: &Catalog) -> (Table, BTreeMap<ServiceName, String>)
             }
         };
         match routes(name, &view.config) {
-            Ok(routes) => table.routes.extend(routes),
+            Ok(routes) => {
+                for route in routes {
+                    let same = |other: &&Route| other.host == route.host && other.prefix == route.prefix;
+                    match table.routes.iter().find(same).map(|other| other.service.clone()) {
+                        None => table.routes.push(route),
+                        Some(other) if other == *name => {}
+                        Some(other) => {
+                            let host = view.config.hosts.join(", ");
+                            let host = if host.is_empty() { "*".to_owned() } else { host };
+                            let problem = format!(
+                                "{host} {} is that of service {other} already: choose another host or path",
+                                route.prefix
+                            );
+                            problems.insert(name.clone(), problem);
+                        }
+                    }
+                }
+            }
             Err(problem) => drop(problems.insert(name.clone(), problem)),
         }
         if let Some(port) = view.config.tcp_port {
@@ -34,7 +51,8 @@ pub(super) fn table(catalog: &Catalog) -> (Table, BTreeMap<ServiceName, String>)
         }
         table.services.insert(name.clone(), service);
     }
-    (table, problems)
+    table.problems = problems;
+    table
 }
 
 fn endpoints(view: &ServiceView) -> Vec<Endpoint> {
@@ -118,8 +136,8 @@ mod tests {
             ("/services/web/state/web@2", "drain"),
             ("/services/web/config", r#"{"hosts":["app.example.com"],"paths":["/a","/b"],"hold":"0s"}"#),
         ]);
-        let (table, problems) = table(&catalog);
-        assert!(problems.is_empty());
+        let table = table(&catalog);
+        assert!(table.problems.is_empty());
         let web = &table.services[&"web".parse().expect("valid")];
         assert_eq!(web.endpoints.iter().map(|one| one.draining).collect::<Vec<_>>(), [false, true]);
         assert!(web.policy.hold.is_zero());
@@ -134,9 +152,25 @@ mod tests {
             ("/services/b/upstream/b", "10.1.5.3:3000"),
             ("/services/b/config", r#"{"tcp-port":5000}"#),
         ]);
-        let (table, problems) = table(&catalog);
+        let table = table(&catalog);
+        let problems = &table.problems;
         assert_eq!(table.services.len(), 2);
         assert!(problems[&"a".parse().expect("valid")].contains("no way to balance"));
         assert!(problems[&"b".parse().expect("valid")].contains("that of service a"));
+    }
+
+    #[test]
+    fn a_host_and_path_that_two_claim_is_the_firsts_and_the_other_is_told() {
+        let catalog = catalog(&[
+            ("/services/a/config", r#"{"hosts":["app.example.com"]}"#),
+            ("/services/b/config", r#"{"hosts":["App.example.com"]}"#),
+            ("/services/c/config", r#"{"hosts":["app.example.com"],"paths":["/c"]}"#),
+        ]);
+        let table = table(&catalog);
+        let routes: Vec<_> =
+            table.routes.iter().map(|route| (route.service.as_str(), route.prefix.as_str())).collect();
+        assert_eq!(routes, [("a", "/"), ("c", "/c")]);
+        assert_eq!(table.problems.len(), 1);
+        assert!(table.problems[&"b".parse().expect("valid")].contains("that of service a already"));
     }
 }
