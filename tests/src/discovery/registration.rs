@@ -193,7 +193,7 @@ pub fn sidekicks(rig: &Rig, rounds: usize) -> Result<Row> {
         number: Some(13),
         promise: "classic sidekicks, unit files unchanged: key < 1 s after start, gone < 1 s after stop; their machine dies: 0 failed GET",
         how: format!(
-            "`muster start|destroy someapp-discovery@1` ×{rounds}; power cut of {} under 300 GET/s on 60 connections",
+            "`muster start` and `destroy someapp-discovery@1` ×{rounds}; power cut of {} under 300 GET/s on 60 connections",
             victim.name()
         ),
         figure: format!(
