@@ -16,6 +16,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+mod addresses;
 mod doctor;
 mod env;
 mod firewall;
@@ -24,6 +25,7 @@ mod plan;
 mod roster;
 mod subnet;
 
+pub use addresses::{choose_address, container_range, port_name, unit_range};
 pub use doctor::{Culprit, Probes, diagnose};
 pub use env::{cni_config, docker_env, subnet_env};
 pub use firewall::{Firewall, Firewall6, IptablesRules, Jump};

@@ -56,12 +56,14 @@ impl Reader<'_> {
             let mut engine = None;
             for word in words {
                 match word.trim_start_matches(['-', '@', ':', '+', '!']).rsplit('/').next() {
-                    Some(program @ ("docker" | "podman")) => engine = Some(program),
-                    Some("run" | "start") if engine.is_some() => break,
+                    Some(program @ ("docker" | "podman")) => engine = Some(program.to_owned()),
+                    Some("run" | "start") if engine.is_some() => {
+                        return Some((engine?, option.name_place().line));
+                    }
                     _ => {}
                 }
             }
-            Some((engine?.to_owned(), option.name_place().line))
+            None
         })
     }
 }
