@@ -15,9 +15,12 @@ use axum::{
     routing::get,
 };
 use hyper::Method;
-use model::{MachineId, SubnetKey};
+use model::{MachineId, SubnetKey, UnitName};
 use serde::{Deserialize, Serialize};
-use std::{future::Future, net::IpAddr};
+use std::{
+    future::Future,
+    net::{IpAddr, Ipv4Addr},
+};
 
 /// `GET /v1/network`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +58,18 @@ pub struct NetworkStatus {
     pub last_round: u64,
     /// The other machines.
     pub peers: Vec<NetworkPeer>,
+    /// Units of this machine that have an address of their own, by their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitAddress>,
+}
+
+/// A unit with `Address=own`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnitAddress {
+    /// Which unit.
+    pub unit: UnitName,
+    /// What it has.
+    pub address: Ipv4Addr,
 }
 
 /// Another machine.

@@ -4,6 +4,8 @@
 //! Invariants: a role that fails is said so and, where it can, tries on; what runs on the machine is never touched
 //! by the daemon's own end. Only a machine that shuts down says good-bye to the cluster.
 
+/// Units with addresses of their own.
+pub(crate) mod addresses;
 /// What this machine's outputs serve, told to whoever drains.
 mod applied;
 /// The machine's orderly way out of the cluster.
@@ -133,6 +135,8 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         overlay.view().measure(&metrics);
         network = Some(overlay.view());
         roles.spawn(overlay.run(stop.clone()));
+    } else {
+        addresses::tell(Path::new(RUN_DIR), None, &machine.config)?;
     }
     let (mut systemd, mut fenced) = (None, None);
     if machine.config.agent.enabled {
@@ -172,6 +176,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
             admitted,
         };
         roles.spawn(presence.run());
+        roles.spawn(addresses::keep(bus.clone(), named.clone(), stop.clone()));
         let units = units::Units::new(machine.clone(), store.clone(), bus.clone(), inputs)?;
         fenced = Some(units.fenced());
         roles.spawn(units.run(events, stop.clone()));

@@ -258,6 +258,9 @@ pub struct OverlaySection {
     pub docker_network: Option<String>,
     /// Where to write a CNI configuration with this machine's subnet, for other runtimes than Docker. None by default.
     pub cni_config: Option<PathBuf>,
+    /// Whether units that are no containers may have an address of their own (`Address=own`). Containers then get the
+    /// lower half of the machine's subnet, and such units the upper one.
+    pub unit_addresses: bool,
 }
 
 /// `[router]`
@@ -365,6 +368,7 @@ impl Default for OverlaySection {
             bridge: "docker0".to_owned(),
             docker_network: None,
             cni_config: None,
+            unit_addresses: true,
         }
     }
 }
@@ -414,6 +418,7 @@ pub const FIELDS: [(&str, &str); 54] = [
     ("registrar.container-socket", "\"/var/run/docker.sock\""),
     ("overlay.docker-network", "none"),
     ("overlay.cni-config", "none"),
+    ("overlay.unit-addresses", "true"),
     ("router.nginx.enabled", "false"),
     ("router.nginx.listen", "80"),
     ("router.nginx.ports", "{}"),

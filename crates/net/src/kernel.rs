@@ -26,6 +26,7 @@ use std::{
 };
 use tokio::task::JoinSet;
 
+mod leg;
 mod read;
 
 /// The kernel answers at once, or it is busy with something that holds its network lock.

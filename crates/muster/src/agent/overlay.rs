@@ -338,8 +338,7 @@ impl Overlay {
         }
         let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
         self.places.tell(
-            &self.machine.config.overlay,
-            self.machine.config.router.dns.enabled,
+            &self.machine.config,
             held,
             overlay::network_mtu(&desired),
         )?;

@@ -174,6 +174,10 @@ async fn status(client: &Client, format: Format) -> Result<ExitCode> {
         vec![name(&names, peer), peer.subnet.clone(), peer.public_ip.to_string(), peer.via.clone(), handshake]
     });
     output::table(Some(&["PEER", "SUBNET", "ADDRESS", "VIA", "HANDSHAKE"]), rows)?;
+    if !status.units.is_empty() {
+        let rows = status.units.iter().map(|own| vec![own.unit.to_string(), own.address.to_string()]);
+        output::table(Some(&["UNIT", "OWN ADDRESS"]), rows)?;
+    }
     if let Some(problem) = &status.problem {
         eprintln!("problem: {problem}");
     }

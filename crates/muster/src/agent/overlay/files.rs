@@ -1,8 +1,8 @@
 //! What the overlay tells the machine, and what it remembers: flannel's `subnet.env`, Docker's options, a CNI
 //! configuration, and the network as last known for a boot without the hub.
 
-use super::{Held, write_file};
-use crate::config::OverlaySection;
+use super::{super::addresses, Held, write_file};
+use crate::config::{Config, OverlaySection};
 use anyhow::{Context, Result};
 use model::{SubnetKey, SubnetLease};
 use muster_core::overlay::{self, Lease};
@@ -84,13 +84,15 @@ impl Places {
     }
 
     /// Tells container runtimes which subnet they have. Files that are right already are not touched.
-    pub(super) fn tell(&self, section: &OverlaySection, dns: bool, held: &Held, mtu: u32) -> Result<()> {
+    pub(super) fn tell(&self, config: &Config, held: &Held, mtu: u32) -> Result<()> {
+        let (section, dns) = (&config.overlay, config.router.dns.enabled);
+        let units = section.unit_addresses;
         let mut files = vec![
             (self.run.join("subnet.env"), overlay::subnet_env(&held.config, held.key, mtu)),
-            (self.run.join("docker.env"), overlay::docker_env(held.key, mtu, dns)),
+            (self.run.join("docker.env"), overlay::docker_env(held.key, mtu, dns, units)),
         ];
         if let Some(path) = &section.cni_config {
-            files.push((path.clone(), overlay::cni_config(held.key, mtu)));
+            files.push((path.clone(), overlay::cni_config(held.key, mtu, units)));
         }
         for (path, text) in files {
             if std::fs::read_to_string(&path).is_ok_and(|before| before == text) {
@@ -100,7 +102,23 @@ impl Places {
             std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).with_context(cannot)?;
             write_file(&path, &text).with_context(cannot)?;
         }
-        Ok(())
+        let ground = units.then(|| addresses::Ground {
+            v: 1,
+            subnet: held.key.v4,
+            mtu,
+            bridge: subnets_bridge(section).to_owned(),
+            container_socket: config.registrar.container_socket.clone(),
+        });
+        addresses::tell(&self.run, ground.as_ref(), config)
+    }
+}
+
+/// The bridge that the machine's subnet is on.
+fn subnets_bridge(section: &OverlaySection) -> &str {
+    match (&section.docker_network, &section.cni_config) {
+        (Some(_), _) => DOCKER_BRIDGE,
+        (None, Some(_)) => CNI_BRIDGE,
+        (None, None) => &section.bridge,
     }
 }
 

@@ -3,13 +3,15 @@
 use super::Hub;
 use api::{
     ApiError,
-    network::{Findings, Network, NetworkStatus},
+    network::{Findings, Network, NetworkStatus, UnitAddress},
 };
 
 impl Network for Hub {
     fn network(&self) -> Result<NetworkStatus, ApiError> {
-        let view = self.network.as_ref();
-        view.map(super::super::overlay::View::status).ok_or_else(off)
+        let view = self.network.as_ref().ok_or_else(off)?;
+        let addresses = super::super::addresses::all();
+        let units = addresses.into_iter().map(|(unit, address)| UnitAddress { unit, address }).collect();
+        Ok(NetworkStatus { units, ..view.status() })
     }
 
     async fn examine(&self) -> Result<Findings, ApiError> {
