@@ -21,6 +21,8 @@ mod on_etcd;
 mod outputs;
 /// The cluster network beside Docker.
 mod overlay;
+/// Plain units on the cluster network.
+mod own_address;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
 /// Registration without sidekicks, and drain before stop.

@@ -36,11 +36,9 @@ pub(crate) async fn up(unit: &UnitName) -> Result<()> {
         let _lock = files::lock()?;
         let ground = files::ground()?;
         engines_agree(&ground).await?;
-        let address = settle(unit, &ground)?;
-        println!("{unit} has {address}");
-        Ok(())
+        settle(unit, &ground)
     };
-    let outcome: Result<()> = outcome.await;
+    let outcome = outcome.await.map(drop);
     files::note_failure(unit, outcome.as_ref().err());
     outcome
 }
