@@ -5,6 +5,8 @@
 #[allow(dead_code, unreachable_pub, reason = "written for another crate's tests, which use more of it")]
 #[path = "../../../../net/tests/it/lab.rs"]
 mod lab;
+/// Together with flannel's machines.
+mod interop;
 
 use super::{Overlay, Places, View, claim::Claim};
 use crate::{agent::Machine, config::Config};
@@ -110,6 +112,11 @@ impl World {
     }
 
     fn start_on(&self, index: usize, store: Store) -> Running {
+        self.start_with(index, async || store)
+    }
+
+    /// `store` is asked for inside the machine, so that its connection is made from there.
+    fn start_with(&self, index: usize, store: impl AsyncFnOnce() -> Store + Send + 'static) -> Running {
         let machine = &self.cluster.machines[index];
         let directory = self.files[index].path().to_owned();
         let name = format!("m{}", machine.number);
@@ -124,6 +131,7 @@ impl World {
             block(async move {
                 let kernel = net::Kernel::connect().await.expect("a netlink socket");
                 let places = Places { state: directory.clone(), run: directory };
+                let store = store().await;
                 let overlay = Overlay::new(role, store, kernel, places, watch::channel(None).0, ready);
                 sender.send(overlay.view()).expect("the test waits");
                 overlay.run(token).await.expect("the role does not fail");
