@@ -298,7 +298,7 @@ enum Command {
 }
 
 /// What becomes of a unit's own address.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, clap::ValueEnum)]
 enum Address {
     Up,
     Down,

@@ -120,7 +120,11 @@ fn units_that_are_no_containers_have_addresses_of_their_own() {
 
     for (value, service, told) in [
         ("10.1.5.7", "/bin/true", "bad.service:4:9: `Address` needs `own`"),
-        ("own", "/usr/bin/docker run --rm a", "bad.service:4:9: a container has an address of its own already"),
+        (
+            "own",
+            "/usr/bin/docker run --rm a",
+            "bad.service:4:9: a container has an address of its own already",
+        ),
     ] {
         world.put("bad.service", &format!("[Service]\nExecStart={service}\n[X-Fleet]\nAddress={value}\n"));
         let refused = m1.exec(&["sh", "-c", "cd /root && muster submit bad.service"]).expect("answers");
@@ -182,7 +186,8 @@ fn units_that_are_no_containers_have_addresses_of_their_own() {
 
     // What a killed helper left behind is collected.
     world.sh(m2, "ip netns add muster-ghost.service && echo MUSTER_ADDRESS=10.1.5.250 >/run/muster/addresses/ghost.service");
-    eventually("it is collected", || Ok(world.traces(m2, "ghost.service").trim() == "inactive")).expect("gone");
+    eventually("it is collected", || Ok(world.traces(m2, "ghost.service").trim() == "inactive"))
+        .expect("gone");
 
     a_machine_boots(&world, (own, web));
     docker_comes_and_goes(&world);
@@ -191,7 +196,10 @@ fn units_that_are_no_containers_have_addresses_of_their_own() {
     // Our own stop and destroy leave nothing either.
     world.cluster.sh("muster destroy web own@1").expect("destroyed");
     eventually("nothing is left", || {
-        let left = world.sh(m2, "ls /run/netns /run/muster/addresses; ls -d /run/systemd/system/web.service* 2>/dev/null; true");
+        let left = world.sh(
+            m2,
+            "ls /run/netns /run/muster/addresses; ls -d /run/systemd/system/web.service* 2>/dev/null; true",
+        );
         Ok(!left.contains("web"))
     })
     .expect("gone");
@@ -242,8 +250,10 @@ fn the_subnet_changes(world: &World) {
     let config = r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan"}}"#;
     world.cluster.sh(&format!("echo '{config}' | muster net config set -")).expect("set");
     for machine in [&world.m1, &world.m2] {
-        eventually("Docker is told", || Ok(world.sh(machine, "cat /run/muster/docker.env").contains("=10.2.")))
-            .expect("told");
+        eventually("Docker is told", || {
+            Ok(world.sh(machine, "cat /run/muster/docker.env").contains("=10.2."))
+        })
+        .expect("told");
         world.sh(machine, "systemctl restart docker");
     }
     eventually("they have addresses of the new network", || {

@@ -69,7 +69,8 @@ mod tests {
     fn every_address_is_given_away_once_and_the_broadcast_address_never() {
         let subnet = Subnet::from_key("10.1.5.0-28").expect("a key");
         let mut taken = BTreeSet::new();
-        while let Some(address) = choose_address(subnet, &unit(&format!("a@{}.service", taken.len())), &taken) {
+        while let Some(address) = choose_address(subnet, &unit(&format!("a@{}.service", taken.len())), &taken)
+        {
             assert!(unit_range(subnet).is_some_and(|range| range.contains(&address)), "{address}");
             assert!(taken.insert(address), "{address} twice");
         }

@@ -118,7 +118,9 @@ async fn look(systemd: &Systemd) -> Result<()> {
 fn settle(unit: &UnitName, ground: &Ground) -> Result<Ipv4Addr> {
     let subnet = ground.subnet;
     let Some(range) = unit_range(subnet) else {
-        bail!("this machine's subnet {subnet} is too small to be shared with units: a `SubnetLen` of 29 would do");
+        bail!(
+            "this machine's subnet {subnet} is too small to be shared with units: a `SubnetLen` of 29 would do"
+        );
     };
     let before = held(unit);
     let taken = all().into_iter().filter(|(other, _)| other != unit).map(|(_, address)| address).collect();
@@ -168,10 +170,17 @@ async fn engines_agree(ground: &Ground) -> Result<()> {
     for network in networks {
         for pool in network.pools.iter().filter(|pool| overlap(pool.range, range)) {
             let remedy = match network.name.as_str() {
-                "bridge" => "`systemctl restart docker` has it take --fixed-cidr from /run/muster/docker.env".to_owned(),
-                name => format!("remove it (`docker network rm {name}`); Muster makes its own anew, for others there is --ip-range"),
+                "bridge" => "`systemctl restart docker` has it take --fixed-cidr from /run/muster/docker.env"
+                    .to_owned(),
+                name => format!(
+                    "remove it (`docker network rm {name}`); Muster makes its own anew, for others there is --ip-range"
+                ),
             };
-            bail!("Docker's network `{}` gives away {}, and {range} is for units: {remedy}", network.name, pool.range);
+            bail!(
+                "Docker's network `{}` gives away {}, and {range} is for units: {remedy}",
+                network.name,
+                pool.range
+            );
         }
     }
     Ok(())

@@ -337,11 +337,7 @@ impl Overlay {
             net::enable_forwarding6().await?;
         }
         let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
-        self.places.tell(
-            &self.machine.config,
-            held,
-            overlay::network_mtu(&desired),
-        )?;
+        self.places.tell(&self.machine.config, held, overlay::network_mtu(&desired))?;
         let own: BTreeSet<_> = desired.iter().filter_map(Desired::device).map(str::to_owned).collect();
         self.superseded.append(&mut self.devices);
         self.devices.clone_from(&own);

@@ -47,7 +47,8 @@ impl Kernel {
 
     /// What is inside: called in the namespace; `host` is the machine's own.
     pub(crate) async fn ensure_leg(&self, leg: &Leg, host: RawFd) -> Result<(), NetError> {
-        let refused = |answer: Answer| answer.into_error(format!("set up the network in {}", leg.path.display()));
+        let refused =
+            |answer: Answer| answer.into_error(format!("set up the network in {}", leg.path.display()));
         self.set_up("lo").await?;
         let [a, b, c, d] = leg.address.addr().octets();
         // As Docker does it: whoever has the address has this, so that nobody's neighbour entries go stale.
@@ -107,9 +108,7 @@ impl Kernel {
 
     async fn addresses4(&self, index: u32) -> Result<Vec<Ipv4Net>, NetError> {
         let all = self.addresses().await?.into_iter().filter(|held| held.link == index);
-        Ok(all
-            .filter_map(|held| if let IpNet::V4(net) = held.address { Some(net) } else { None })
-            .collect())
+        Ok(all.filter_map(|held| if let IpNet::V4(net) = held.address { Some(net) } else { None }).collect())
     }
 
     /// Takes away every address of `held` and gives `own` instead. In this order: others of one subnet go with the first.

@@ -41,13 +41,15 @@ fn inside<T: Send>(leg: &Leg, work: impl FnOnce() -> T + Send) -> T {
 
 fn shown(leg: &Leg, line: &str) -> String {
     let words: Vec<_> = line.split(' ').collect();
-    let output = inside(leg, || std::process::Command::new("ip").args(&words).output().expect("ip is needed"));
+    let output =
+        inside(leg, || std::process::Command::new("ip").args(&words).output().expect("ip is needed"));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Answers one connection to port 3000 with the address that it came from.
 fn serve(leg: &Leg) -> thread::JoinHandle<()> {
-    let listener = inside(leg, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 3000)).expect("the port is free"));
+    let listener =
+        inside(leg, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 3000)).expect("the port is free"));
     thread::spawn(move || {
         let (mut connection, from) = listener.accept().expect("somebody comes");
         write!(connection, "{}", from.ip()).expect("it listens");
@@ -67,7 +69,14 @@ fn a_namespace_is_reached_from_another_machine_under_its_own_address() {
     served.join().expect("asked");
 
     // What is right is not touched.
-    let everything = || [shown(&first, "-d address"), shown(&first, "route"), one.host.run("ip -d link show mu1")];
+    let everything = || {
+        [
+            shown(&first, "-o -4 address"),
+            shown(&first, "link"),
+            shown(&first, "route"),
+            one.host.run("ip -o link show mu1"),
+        ]
+    };
     let (before, inode) = (everything(), fs::metadata(&first.path).expect("there").ino());
     make(one, &first).expect("made again");
     assert_eq!(everything(), before);

@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn a_plain_service_may_have_an_address_of_its_own() {
-        let plain = "[Service]\nExecStart=/usr/bin/web\nPrivateNetwork=no\nNetworkNamespacePath=\n[X-Fleet]\n";
+        let plain =
+            "[Service]\nExecStart=/usr/bin/web\nPrivateNetwork=no\nNetworkNamespacePath=\n[X-Fleet]\n";
         assert!(read("a@1.service", &format!("{plain}Address=own")).expect("ours").own_address);
         assert!(!read("a@1.service", plain).expect("ours").own_address);
     }
@@ -97,7 +98,12 @@ mod tests {
                 "own",
                 "2:9: a container has an address of its own already (remove it: docker gives the container of line 4",
             ),
-            ("a.service", "PrivateNetwork=yes", "own", "2:9: `Address=own` cannot be used with `PrivateNetwork=`"),
+            (
+                "a.service",
+                "PrivateNetwork=yes",
+                "own",
+                "2:9: `Address=own` cannot be used with `PrivateNetwork=`",
+            ),
             (
                 "a.service",
                 "NetworkNamespacePath=/run/netns/x",

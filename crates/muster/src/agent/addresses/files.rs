@@ -74,7 +74,9 @@ fn resolv_conf(own: Option<Ipv4Addr>, machines: &str, behind: &str) -> String {
     };
     let mut text = "# Written by Muster, for units with Address=own.\n".to_owned();
     text.extend(found.iter().map(|server| format!("nameserver {server}\n")));
-    let others = machines.lines().filter(|line| ["search", "options", "domain"].iter().any(|word| line.starts_with(word)));
+    let others = machines
+        .lines()
+        .filter(|line| ["search", "options", "domain"].iter().any(|word| line.starts_with(word)));
     text.extend(others.map(|line| format!("{line}\n")));
     text
 }
@@ -124,7 +126,9 @@ pub(super) fn hold(unit: &UnitName, address: Ipv4Addr) -> Result<()> {
 
 pub(super) fn let_go(unit: &UnitName) -> Result<()> {
     match fs::remove_file(file(unit)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("an address is not given back"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context("an address is not given back")
+        }
         _ => Ok(()),
     }
 }

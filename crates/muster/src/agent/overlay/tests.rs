@@ -1,12 +1,12 @@
 //! The role on real kernels: a network namespace for each machine, a hub in memory. Named after the points in which the
 //! overlay has to be better than what it replaces. What a namespace cannot show (Docker) is in the end-to-end tests.
 
+/// Together with flannel's machines.
+mod interop;
 /// Namespaces, shared with the tests of `net`.
 #[allow(dead_code, unreachable_pub, reason = "written for another crate's tests, which use more of it")]
 #[path = "../../../../net/tests/it/lab.rs"]
 mod lab;
-/// Together with flannel's machines.
-mod interop;
 
 use super::{Overlay, Places, View, claim::Claim};
 use crate::{agent::Machine, config::Config};

@@ -122,7 +122,9 @@ struct Played<'a> {
 impl<'a> Played<'a> {
     fn join(machine: &'a Machine, etcd: &Etcd) -> Self {
         let (host, ip, key) = (&machine.host, machine.ip, key(machine));
-        host.run(&format!("ip link add flannel.1 type vxlan id 1 local {ip} dev eth0 dstport 8472 nolearning"));
+        host.run(&format!(
+            "ip link add flannel.1 type vxlan id 1 local {ip} dev eth0 dstport 8472 nolearning"
+        ));
         host.run("ip link set flannel.1 mtu 1450");
         host.run(&format!("ip address add {}/32 dev flannel.1", machine.subnet.base()));
         host.run("ip link set flannel.1 up");
@@ -131,7 +133,8 @@ impl<'a> Played<'a> {
         let value = format!(
             r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
         );
-        let lease = etcd.ask("lease/grant", &json!({ "TTL": "86400" }))["ID"].as_str().expect("an id").to_owned();
+        let lease =
+            etcd.ask("lease/grant", &json!({ "TTL": "86400" }))["ID"].as_str().expect("an id").to_owned();
         let name = STANDARD.encode(format!("{SUBNETS}{key}"));
         let put = json!({ "key": name, "value": STANDARD.encode(value), "lease": lease });
         let absent = json!({ "key": name, "target": "VERSION", "version": "0", "result": "EQUAL" });
@@ -261,7 +264,8 @@ fn share_a_network<'w, F: Foreign>(world: &'w World, join: impl FnOnce(&'w Machi
     let theirs = etcd.lease(&key(three)).expect("it has one");
     for machine in [one, two, four] {
         let own = vtep_mac(&machine.id, 1, Family::V4).to_string();
-        let expected = theirs.replace(&three.ip.to_string(), &machine.ip.to_string()).replace(&mac(&theirs), &own);
+        let expected =
+            theirs.replace(&three.ip.to_string(), &machine.ip.to_string()).replace(&mac(&theirs), &own);
         assert_eq!(etcd.lease(&key(machine)), Some(expected), "not flannel's bytes");
     }
     assert_eq!(world.file(0, "subnet.env"), foreign.subnet_env().replace("=10.1.3.1/", "=10.1.1.1/"));
