@@ -7,6 +7,8 @@
 mod agent;
 /// A unit file with a mistake, names nobody knows, a hub that does not answer, no machine that fits.
 mod bad_input;
+/// Containers that are on other networks than Docker's default one.
+mod container_networks;
 /// Daemons that are killed, and a hub that is away.
 mod faults;
 /// fleet's functional tests of its command line and its API, told anew.

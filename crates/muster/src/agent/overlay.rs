@@ -353,8 +353,10 @@ impl Overlay {
             && !self.docker_network
         {
             let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
-            self.docker_network =
-                files::docker_network(&name, held.key, overlay::network_mtu(&desired)).await;
+            let units = self.machine.config.overlay.unit_addresses;
+            let range = overlay::container_range(held.key.v4).filter(|_| units);
+            let mtu = overlay::network_mtu(&desired);
+            self.docker_network = files::docker_network(&name, held.key, range, mtu).await;
         }
     }
 

@@ -4,6 +4,7 @@
 use super::{super::addresses, Held, write_file};
 use crate::config::{Config, OverlaySection};
 use anyhow::{Context, Result};
+use ipnet::Ipv4Net;
 use model::{SubnetKey, SubnetLease};
 use muster_core::overlay::{self, Lease};
 use serde::{Deserialize, Serialize};
@@ -122,17 +123,30 @@ fn subnets_bridge(section: &OverlaySection) -> &str {
     }
 }
 
-/// Makes the Docker network `name` with this machine's subnet, if Docker answers and has none of that name. One with
-/// another subnet is made anew as long as nothing is attached to it. Says whether there is nothing left to do.
-pub(super) async fn docker_network(name: &str, key: SubnetKey, mtu: u32) -> bool {
-    let inspected =
-        docker(&["network", "inspect", "--format", "{{range .IPAM.Config}}{{.Subnet}} {{end}}", name]).await;
-    match inspected {
-        Ok(subnets) if subnets.split_whitespace().any(|subnet| subnet == key.v4.to_string()) => return true,
-        Ok(subnets) => {
+/// What Docker has of one of its networks.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Pool {
+    subnet: String,
+    #[serde(rename = "IPRange", default)]
+    range: String,
+}
+
+/// Makes the Docker network `name` with this machine's subnet, of which containers get `range`, if Docker answers and has
+/// none of that name. One with other addresses is made anew as long as nothing is attached to it. Says whether there is
+/// nothing left to do.
+pub(super) async fn docker_network(name: &str, key: SubnetKey, range: Option<Ipv4Net>, mtu: u32) -> bool {
+    match docker(&["network", "inspect", "--format", "{{json .IPAM.Config}}", name]).await {
+        Ok(pools) => {
+            let range = range.map(|range| range.to_string()).unwrap_or_default();
+            let ours = |pool: &Pool| pool.subnet == key.v4.to_string() && pool.range == range;
+            let found: Vec<Pool> = serde_json::from_str(&pools).unwrap_or_default();
+            if found.iter().any(ours) {
+                return true;
+            }
             if let Err(error) = docker(&["network", "rm", name]).await {
-                warn!(network = name, %subnets, subnet = %key.v4, error = format!("{error:#}"),
-                    "the Docker network has another subnet: stop its containers");
+                warn!(network = name, pools = pools.trim(), subnet = %key.v4, range, error = format!("{error:#}"),
+                    "the Docker network has other addresses: stop its containers, and it is made anew");
                 return false;
             }
         }
@@ -148,6 +162,8 @@ pub(super) async fn docker_network(name: &str, key: SubnetKey, mtu: u32) -> bool
         option("bridge.gateway_mode_ipv4", "nat-unprotected"),
     ];
     let mut arguments = vec!["network", "create", "--subnet", &subnet, "--gateway", &gateway];
+    let range = range.map(|range| range.to_string());
+    arguments.extend(range.iter().flat_map(|range| ["--ip-range", range.as_str()]));
     arguments.extend(options.iter().flat_map(|option| ["--opt", option.as_str()]));
     arguments.push(name);
     match docker(&arguments).await {
