@@ -27,6 +27,9 @@ use std::{
 pub struct NetworkStatus {
     /// Which machine.
     pub machine: Option<MachineId>,
+    /// Which of its networks; empty for the one that every machine has.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Whether the datapath and the rules are as they should be.
     pub ready: bool,
     /// What keeps it from being so, or what was refused; the datapath stays as it was meanwhile.
@@ -61,6 +64,9 @@ pub struct NetworkStatus {
     /// Units of this machine that have an address of their own, by their names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub units: Vec<UnitAddress>,
+    /// The machine's other networks, which have none themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<NetworkStatus>,
 }
 
 /// A unit with `Address=own`.

@@ -261,6 +261,63 @@ pub struct OverlaySection {
     /// Whether units that are no containers may have an address of their own (`Address=own`). Containers then get the
     /// lower half of the machine's subnet, and such units the upper one.
     pub unit_addresses: bool,
+    /// `[overlay.networks.NAME]`: further cluster networks that this machine is on, each with a configuration of its own
+    /// in the hub.
+    pub networks: BTreeMap<String, NetworkSection>,
+}
+
+/// `[overlay.networks.NAME]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct NetworkSection {
+    /// Its keys are below this; by default where flannel's `--networks` has them, `/coreos.com/network/NAME`.
+    pub prefix: Option<String>,
+    /// The bridge that its containers are on; by default `muster-NAME`.
+    pub bridge: Option<String>,
+    /// A Docker network to make on that bridge, with this machine's subnet of it.
+    pub docker_network: Option<String>,
+}
+
+impl NetworkSection {
+    /// Below what its keys are.
+    pub fn prefix(&self, name: &str) -> String {
+        self.prefix.clone().unwrap_or_else(|| format!("{}{name}", model::keys::NETWORK))
+    }
+
+    /// The bridge that its containers are on.
+    pub fn bridge(&self, name: &str) -> String {
+        self.bridge.clone().unwrap_or_else(|| format!("muster-{name}"))
+    }
+}
+
+impl OverlaySection {
+    /// What networks may be called, and that no two share their keys.
+    fn check(&self) -> Result<()> {
+        let most = muster_core::overlay::ROUTE_PROTOCOLS.len();
+        ensure!(self.networks.len() <= most, "overlay.networks: {most} at most");
+        let mut prefixes = BTreeMap::from([(model::keys::NETWORK.trim_end_matches('/').to_owned(), "")]);
+        for (name, section) in &self.networks {
+            let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+            ensure!(
+                letters
+                    && (1..=8).contains(&name.len())
+                    && !matches!(name.as_str(), "config" | "subnets" | "nodes"),
+                "overlay.networks.{name}: a network is called by 1 to 8 small letters and digits, which become a part of \
+                 its bridge's name; and not `config`, `subnets` or `nodes`"
+            );
+            let prefix = section.prefix(name);
+            ensure!(
+                prefix.starts_with('/') && prefix.len() > 1,
+                "overlay.networks.{name}.prefix begins with `/`, as in `/coreos.com/network/{name}`"
+            );
+            let before = prefixes.insert(prefix.trim_end_matches('/').to_owned(), name);
+            ensure!(
+                before.is_none(),
+                "overlay.networks.{name}.prefix is that of another network: give each one of its own"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// `[router]`
@@ -369,6 +426,7 @@ impl Default for OverlaySection {
             docker_network: None,
             cni_config: None,
             unit_addresses: true,
+            networks: BTreeMap::new(),
         }
     }
 }
@@ -389,7 +447,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 55] = [
+pub const FIELDS: [(&str, &str); 56] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -419,6 +477,7 @@ pub const FIELDS: [(&str, &str); 55] = [
     ("overlay.docker-network", "none"),
     ("overlay.cni-config", "none"),
     ("overlay.unit-addresses", "true"),
+    ("overlay.networks", "{}"),
     ("router.nginx.enabled", "false"),
     ("router.nginx.listen", "80"),
     ("router.nginx.ports", "{}"),
@@ -494,6 +553,7 @@ fn parse(text: &str, name: &str, environment: impl Fn(&str) -> Option<String>) -
     }
     let config: Config = table.clone().try_into().with_context(|| format!("in {name}"))?;
     config.hub.check().with_context(|| format!("in {name}"))?;
+    config.overlay.check().with_context(|| format!("in {name}"))?;
     Ok(Loaded { config, table, origins })
 }
 
@@ -570,6 +630,24 @@ mod tests {
         assert_eq!(named.config.machine.name.as_deref(), Some("7"));
         let error = with("", &[("MUSTER_HUB_LISTEN", "here")]).expect_err("no address").to_string();
         assert!(error.contains("MUSTER_HUB_LISTEN=here"), "{error}");
+    }
+
+    #[test]
+    fn networks_have_names_and_keys_of_their_own() {
+        let both =
+            with("[overlay.networks.blue]\n[overlay.networks.red]\nprefix = \"/red\"\n", &[]).expect("valid");
+        let prefixes: Vec<_> =
+            both.config.overlay.networks.iter().map(|(name, section)| section.prefix(name)).collect();
+        assert_eq!(prefixes, ["/coreos.com/network/blue", "/red"]);
+        for (text, told) in [
+            ("[overlay.networks.subnets]\n", "overlay.networks.subnets: a network is called"),
+            ("[overlay.networks.Blue-1]\n", "overlay.networks.Blue-1: a network is called"),
+            ("[overlay.networks.blue]\nprefix = \"blue\"\n", "overlay.networks.blue.prefix begins with `/`"),
+            ("[overlay.networks.blue]\nprefix = \"/coreos.com/network/\"\n", "that of another network"),
+        ] {
+            let error = format!("{:#}", with(text, &[]).expect_err(text));
+            assert!(error.contains(told), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -25,11 +25,10 @@ fn sh(machine: &Machine, script: &str) -> String {
 
 /// As the guide says: Docker's default bridge goes elsewhere, and `line` is added to `[overlay]`.
 fn reconfigure(machine: &Machine, line: &str) {
-    sh(machine, "systemctl stop docker.socket docker");
     sh(machine, "rm /etc/systemd/system/docker.service.d/muster.conf && systemctl daemon-reload");
-    sh(machine, "ip link delete docker0");
+    sh(machine, "sed -i '1s|{|{\"bip\": \"172.17.0.1/16\",|' /etc/docker/daemon.json");
     sh(machine, &format!("printf '\\n[overlay]\\n{line}\\n' >>/etc/muster/muster.toml"));
-    sh(machine, "systemctl restart muster && systemctl start docker");
+    sh(machine, "systemctl restart muster && systemctl restart docker");
 }
 
 /// A container of the app on `network`, and its address.
