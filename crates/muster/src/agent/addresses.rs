@@ -21,12 +21,19 @@ use muster_core::overlay::{choose_address, port_name, unit_range};
 use net::namespace::{self, Leg};
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 use systemd::Systemd;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// Between looks whether everything is as it should be.
 const LOOK: Duration = Duration::from_secs(30);
+/// At boot a unit may come before its machine's container engine answers, which takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between questions to one that does not answer yet.
+const PAUSE: Duration = Duration::from_millis(500);
 /// Where `ip netns` keeps namespaces, so that it shows ours too.
 const NAMESPACES: &str = "/run/netns";
 
@@ -35,7 +42,7 @@ pub(crate) async fn up(unit: &UnitName) -> Result<()> {
     let outcome = async {
         let _lock = files::lock()?;
         let ground = files::ground()?;
-        engines_agree(&ground).await?;
+        engines_agree(&ground, PATIENCE).await?;
         settle(unit, &ground)
     };
     let outcome = outcome.await.map(drop);
@@ -102,7 +109,7 @@ async fn look(systemd: &Systemd) -> Result<()> {
         return outcome;
     }
     let ground = files::ground()?;
-    outcome = outcome.and(engines_agree(&ground).await);
+    outcome = outcome.and(engines_agree(&ground, Duration::ZERO).await);
     for unit in alive {
         let before = held(&unit);
         match settle(&unit, &ground) {
@@ -157,14 +164,19 @@ fn path(unit: &UnitName) -> PathBuf {
     PathBuf::from(NAMESPACES).join(format!("muster-{unit}"))
 }
 
-/// A container engine that gives away what is for units would sooner or later give an address away twice.
-async fn engines_agree(ground: &Ground) -> Result<()> {
+/// A container engine that gives away what is for units would sooner or later give an address away twice. One that listens
+/// and does not answer is waited for as long as `patience`.
+async fn engines_agree(ground: &Ground, patience: Duration) -> Result<()> {
     let Some(range) = unit_range(ground.subnet) else { return Ok(()) };
-    let networks = match Engine::new(&ground.container_socket).networks().await {
-        Ok(networks) => networks,
-        // When it comes it reads our files first.
-        Err(EngineError::Socket { .. }) => return Ok(()),
-        Err(error) => return Err(error).context("it is not known which addresses containers get"),
+    let (engine, begun) = (Engine::new(&ground.container_socket), Instant::now());
+    let networks = loop {
+        match engine.networks().await {
+            Ok(networks) => break networks,
+            // When it comes it reads our files first.
+            Err(EngineError::Socket { .. }) => return Ok(()),
+            Err(_) if begun.elapsed() < patience => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(error).context("it is not known which addresses containers get"),
+        }
     };
     let overlap = |one: Ipv4Net, other: Ipv4Net| one.contains(&other) || other.contains(&one);
     for network in networks {

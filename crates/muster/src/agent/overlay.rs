@@ -280,8 +280,8 @@ impl Overlay {
         let facts = self.kernel.facts().await?;
         let network = &self.network;
         let check = |config: &NetworkConfig, key: SubnetKey| {
-            check(config, key, &network.bridges, &facts, &underlay)?;
-            network.shared.admit(&network.name, config)
+            let host = || check(config, key, &network.bridges, &facts, &underlay);
+            network.shared.admit(&network.name, config, host)
         };
         let wireguard = || tunnel::public_key(&self.places.state);
         let claim = Claim {
@@ -316,7 +316,7 @@ impl Overlay {
         let cache = cache?;
         let underlay = self.kernel.underlay(self.machine.config.overlay.interface.as_deref()).await.ok()?;
         let config = cache.config.parse().ok()?;
-        self.network.shared.admit(&self.network.name, &config).ok()?;
+        self.network.shared.admit(&self.network.name, &config, || Ok(())).ok()?;
         let held = Held { config, key: cache.subnet, value: None, underlay };
         let others = cache.leases().into_iter().filter(|(key, _)| *key != held.key);
         self.roster.reset(others, self.started.elapsed());

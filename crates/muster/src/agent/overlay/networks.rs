@@ -90,8 +90,13 @@ struct Rules {
 }
 
 impl Shared {
-    /// Notes that the network has this configuration, unless another one is in its way.
-    pub(super) fn admit(&self, name: &str, config: &NetworkConfig) -> Result<()> {
+    /// Notes that the network has this configuration, unless another one is in its way, or something else by `check`.
+    pub(super) fn admit(
+        &self,
+        name: &str,
+        config: &NetworkConfig,
+        check: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         // A panic elsewhere leaves the map as it was.
         let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
         let others = configs.iter().filter(|(other, _)| *other != name);
@@ -99,6 +104,7 @@ impl Shared {
         let clashes = overlay::clashes_between(config, &others);
         let told: Vec<String> = clashes.iter().map(ToString::to_string).collect();
         ensure!(told.is_empty(), "the network's configuration is refused: {}", told.join("; "));
+        check()?;
         configs.insert(name.to_owned(), config.clone());
         Ok(())
     }
