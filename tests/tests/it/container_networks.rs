@@ -94,6 +94,7 @@ fn containers_of_named_networks_and_of_cni_are_on_the_cluster_network() {
     let plain = container(&m1, "plain", "bridge");
     a_named_network(&cluster, &m1, &m2, plain);
     a_runtime_that_speaks_cni(&cluster, &m1, &m3, plain);
+    a_further_network(&cluster, &m1, &m2);
 }
 
 fn a_named_network(cluster: &Lab, m1: &Machine, m2: &Machine, plain: Ipv4Addr) {
@@ -236,4 +237,52 @@ fn a_runtime_that_speaks_cni(cluster: &Lab, m1: &Machine, m3: &Machine, plain: I
         "its address is not given back"
     );
     assert_eq!(ask(m3.address(), 8081), "");
+}
+
+fn a_further_network(cluster: &Lab, m1: &Machine, m2: &Machine) {
+    let config = r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#;
+    let set =
+        |config: &str| format!("echo '{config}' | muster net config --prefix /coreos.com/network/blue set -");
+    cluster.sh(&set(config)).expect("set");
+    for machine in [m1, m2] {
+        sh(
+            machine,
+            "printf '\\n[overlay.networks.blue]\\ndocker-network = \"blue\"\\n' >>/etc/muster/muster.toml",
+        );
+        sh(machine, "systemctl restart muster");
+    }
+    let status = |machine: &Machine| -> Value {
+        let output = machine.exec(&["muster", "net", "status", "-o", "json"]).expect("it answers");
+        serde_json::from_str(&output.stdout).unwrap_or_default()
+    };
+    for machine in [m1, m2] {
+        eventually("it is on both networks", || {
+            let status = status(machine);
+            let blue = &status["others"][0];
+            let peers = |network: &Value| network["peers"].as_array().map_or(0, Vec::len);
+            Ok(status["ready"] == true && blue["ready"] == true && (peers(&status), peers(blue)) == (2, 1))
+        })
+        .expect("it is");
+        eventually("Docker has the network", || {
+            Ok(machine.exec(&["docker", "network", "inspect", "blue"])?.status.success())
+        })
+        .expect("it has");
+    }
+    let (one, two) = (container(m1, "blue1", "blue"), container(m2, "blue2", "blue"));
+    assert_eq!((&one.octets()[..2], &two.octets()[..2]), (&[10, 2][..], &[10, 2][..]));
+    reaches(m1, "docker exec blue1", two, "blue2");
+    reaches(m2, "docker exec blue2", one, "blue1");
+    assert!(sh(m1, "cat /run/flannel/networks/blue.env").starts_with("FLANNEL_NETWORK=10.2.0.0/16\n"));
+    let told = m1.exec_ok(&["muster", "net", "status"]).expect("it answers");
+    assert!(told.contains("\nblue\nnetwork  10.2.0.0/16 by vxlan, converged"), "{told}");
+
+    // What clashes is refused by name, and nothing changes.
+    cluster.sh(&set(&config.replace(r#","VNI":2"#, ""))).expect("set");
+    eventually("it is refused", || {
+        let problem = status(m1)["others"][0]["problem"].clone();
+        Ok(problem.as_str().is_some_and(|problem| problem.contains("has VNI 1")))
+    })
+    .expect("it is");
+    assert_ne!(m1.exec(&["muster", "net", "status"]).expect("it answers").code(), 0);
+    reaches(m1, "docker exec blue1", two, "blue2");
 }
