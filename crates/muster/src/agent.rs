@@ -156,7 +156,14 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
                         () = stop.cancelled() => return Ok(()),
                     }
                 }
-                overlay.run(stop).await
+                match overlay.run(stop).await {
+                    Err(error) if !first => {
+                        // All else on this machine is more important than a further network.
+                        error!(error = format!("{error:#}"), "a network is not looked after any more");
+                        Ok(())
+                    }
+                    other => other,
+                }
             });
         }
     } else {
