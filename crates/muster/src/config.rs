@@ -4,9 +4,9 @@
 //! the file beats the default. `muster config` shows the result and which one won.
 
 /// The cluster networks.
-mod overlay;
+pub(crate) mod overlay;
 
-pub use overlay::{NetworkSection, OverlaySection};
+pub use overlay::OverlaySection;
 
 use crate::agent::files::Kept;
 use access::{Access, Login, Password};

@@ -242,7 +242,7 @@ fn a_runtime_that_speaks_cni(cluster: &Lab, m1: &Machine, m3: &Machine, plain: I
 fn a_further_network(cluster: &Lab, m1: &Machine, m2: &Machine) {
     let config = r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#;
     let set =
-        |config: &str| format!("echo '{config}' | muster net config --prefix /coreos.com/network/blue set -");
+        |config: &str| format!("echo '{config}' | muster net config set --prefix /coreos.com/network/blue -");
     cluster.sh(&set(config)).expect("set");
     for machine in [m1, m2] {
         sh(

@@ -5,7 +5,7 @@ use super::{
     Running, World, eventually,
     lab::{Machine, Namespace},
 };
-use crate::config::{NetworkSection, OverlaySection};
+use crate::config::overlay::{NetworkSection, OverlaySection};
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// `blue` where flannel had it, `red` elsewhere.
