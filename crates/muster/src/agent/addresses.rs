@@ -14,7 +14,7 @@ pub(super) use beside::{install, remove};
 pub(super) use files::{Ground, RESOLV_CONF, failure, held, tell};
 
 use anyhow::{Context, Result, bail};
-use containers::{Engine, EngineError};
+use containers::{Engine, EngineError, Network};
 use ipnet::Ipv4Net;
 use model::{Subnet, UnitName};
 use muster_core::overlay::{choose_address, port_name, unit_range};
@@ -99,7 +99,8 @@ async fn look(systemd: &Systemd) -> Result<()> {
         match states.get(&helper).map(|state| state.active.as_str()) {
             Some("inactive" | "failed") => {
                 info!(%unit, "its own address is not used any more: collected");
-                outcome = outcome.and(release(&unit));
+                let released = release(&unit);
+                outcome = outcome.and(released);
             }
             Some("active") => alive.push(unit),
             _ => {}
@@ -179,21 +180,15 @@ async fn engines_agree(ground: &Ground, patience: Duration) -> Result<()> {
         }
     };
     let overlap = |one: Ipv4Net, other: Ipv4Net| one.contains(&other) || other.contains(&one);
-    for network in networks {
-        for pool in network.pools.iter().filter(|pool| overlap(pool.range, range)) {
-            let remedy = match network.name.as_str() {
-                "bridge" => "`systemctl restart docker` has it take --fixed-cidr from /run/muster/docker.env"
-                    .to_owned(),
-                name => format!(
-                    "remove it (`docker network rm {name}`); Muster makes its own anew, for others there is --ip-range"
-                ),
-            };
-            bail!(
-                "Docker's network `{}` gives away {}, and {range} is for units: {remedy}",
-                network.name,
-                pool.range
-            );
+    let takes = |network: &&Network| network.pools.iter().any(|pool| overlap(pool.range, range));
+    let Some(network) = networks.iter().find(takes) else { return Ok(()) };
+    let remedy = match network.name.as_str() {
+        "bridge" => {
+            "`systemctl restart docker` has it take --fixed-cidr from /run/muster/docker.env".to_owned()
         }
-    }
-    Ok(())
+        name => format!(
+            "remove it (`docker network rm {name}`); Muster makes its own anew, for others there is --ip-range"
+        ),
+    };
+    bail!("Docker's network `{}` gives away addresses of {range}, which is for units: {remedy}", network.name)
 }

@@ -32,7 +32,7 @@ enum NetCommand {
     /// Show the network's configuration, or check and set it.
     ///
     /// Example: muster net config
-    Config(Config),
+    Config(Box<Config>),
     /// Show how the cluster network of a machine is, and its peers.
     ///
     /// Example: muster net status
@@ -82,7 +82,8 @@ enum ConfigCommand {
 impl Net {
     pub async fn run(self, client: &Client) -> Result<ExitCode> {
         match self.command {
-            NetCommand::Config(Config { access, prefix, command }) => {
+            NetCommand::Config(config) => {
+                let Config { access, prefix, command } = *config;
                 let key = NetworkKeys::new(&prefix).config();
                 match command {
                     None => show(&access, &key).await,

@@ -79,7 +79,7 @@ impl Kernel {
     pub(crate) async fn ensure_port(&self, name: &str, bridge: u32, mtu: u32) -> Result<(), NetError> {
         let link = self.link(LinkUnspec::new_with_name(name).build()).await?;
         let link = link.ok_or_else(|| NetError::NoInterface { name: name.to_owned() })?;
-        let plugged = link.attributes.iter().any(|attribute| *attribute == LinkAttribute::Controller(bridge));
+        let plugged = link.attributes.contains(&LinkAttribute::Controller(bridge));
         if plugged && up(&link) && read::mtu(&link) == mtu {
             return Ok(());
         }
