@@ -220,7 +220,8 @@ fn a_machine_boots(world: &World, before: (Ipv4Addr, Ipv4Addr)) {
 fn docker_comes_and_goes(world: &World) {
     let m2 = &world.m2;
     // A Docker that gives away the units' addresses: the unit is not started, and the reason is told.
-    world.sh(m2, "systemctl stop web && sed -i 's/ --fixed-cidr=[^\" ]*//' /run/muster/docker.env && systemctl restart docker");
+    world.sh(m2, "systemctl stop web && sed -i 's/ --fixed-cidr=[^\" ]*//' /run/muster/docker.env");
+    world.docker(m2, "restart");
     let refused = m2.exec(&["systemctl", "start", "web"]).expect("runs");
     assert_ne!(refused.code(), 0);
     eventually("the reason is told", || {
