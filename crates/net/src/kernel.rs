@@ -8,7 +8,7 @@ use futures_util::{Stream, TryStreamExt};
 use ipnet::IpNet;
 use model::network::MacAddress;
 use muster_core::overlay::{
-    Desired, Device, Family, HostFacts, Observed, Op, ROUTE_PROTOCOL, Route, Underlay,
+    Desired, Device, Family, HostFacts, Observed, Op, ROUTE_PROTOCOL, ROUTE_PROTOCOLS, Route, Underlay,
 };
 use netlink_packet_route::{
     AddressFamily,
@@ -26,6 +26,7 @@ use std::{
 };
 use tokio::task::JoinSet;
 
+mod leg;
 mod read;
 
 /// The kernel answers at once, or it is busy with something that holds its network lock.
@@ -103,7 +104,10 @@ impl Kernel {
             let foreign = routes
                 .iter()
                 .filter_map(read::route)
-                .filter(|(_, route)| route.protocol != ROUTE_PROTOCOL && route.destination.prefix_len() != 0);
+                .filter(|(_, route)| route.destination.prefix_len() != 0)
+                .filter(|(_, route)| {
+                    route.protocol != ROUTE_PROTOCOL && !ROUTE_PROTOCOLS.contains(&route.protocol)
+                });
             facts.routes.extend(foreign.map(|(link, route)| (name(link), route.destination)));
         }
         let vxlan = |link| read::vxlan(link).map(|(vxlan, _)| (read::name(link), vxlan.vni, vxlan.port));
@@ -137,7 +141,7 @@ impl Kernel {
         for (link, mut route) in routes {
             if Some(link) == index {
                 route.device = desired.device().unwrap_or_default().to_owned();
-            } else if route.protocol == ROUTE_PROTOCOL {
+            } else if route.protocol == desired.protocol {
                 let link = self.link(LinkUnspec::new_with_index(link).build()).await?;
                 route.device = link.as_ref().map(read::name).unwrap_or_default();
             } else {

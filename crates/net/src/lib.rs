@@ -10,6 +10,7 @@
 mod changes;
 mod error;
 mod kernel;
+pub mod namespace;
 mod rules;
 pub mod wireguard;
 

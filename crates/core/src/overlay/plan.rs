@@ -21,6 +21,8 @@ mod tests;
 
 /// The number that marks our routes (`proto 77` in ip-route(8)): free in iproute2's table, and M in ASCII.
 pub const ROUTE_PROTOCOL: u8 = 77;
+/// Those of a machine's further networks, so that none takes another's routes for its own left-overs: free as well.
+pub const ROUTE_PROTOCOLS: std::ops::Range<u8> = 200..216;
 
 /// The mark of routes made by ip(8) and by flannel, which are collected when we take flannel's place.
 const BOOT: u8 = 3;
@@ -365,7 +367,7 @@ impl Ours<'_> {
             via,
             onlink,
             metric: self.metric(),
-            protocol: ROUTE_PROTOCOL,
+            protocol: self.desired.protocol,
         };
         let route = match (&peer.via, tunnel) {
             (Via::Vxlan(mac), Some(device)) => {
@@ -382,7 +384,7 @@ impl Ours<'_> {
         let in_its_place = |other: &Route| {
             let same = (other.destination, other.metric) == (net, route.metric);
             let over_ours = self.desired.device() == Some(&other.device);
-            same && (over_ours || other.protocol == ROUTE_PROTOCOL)
+            same && (over_ours || other.protocol == self.desired.protocol)
         };
         ops.push(if self.routes().any(in_its_place) {
             Op::ReplaceRoute { route }
@@ -414,7 +416,7 @@ impl Ours<'_> {
         let left_over = |route: &&Route| {
             let replaced_above = route.metric == self.metric() && wanted.routes.contains(&route.destination);
             let flannels = route.protocol == BOOT && self.desired.device() == Some(&route.device);
-            (route.protocol == ROUTE_PROTOCOL || flannels) && !replaced_above
+            (route.protocol == self.desired.protocol || flannels) && !replaced_above
         };
         ops.extend(self.routes().filter(left_over).map(|route| Op::RemoveRoute { route: route.clone() }));
         let Some(Tunnel::Vxlan(Device { name, .. })) = &self.desired.tunnel else { return };

@@ -10,6 +10,8 @@
 mod claim;
 /// What other programs are told, and what is remembered.
 mod files;
+/// The networks that there are, and what they share.
+mod networks;
 /// The doctor's probes.
 mod probe;
 /// What others may know.
@@ -20,14 +22,14 @@ mod tests;
 mod tunnel;
 
 pub(super) use files::Places;
+pub(super) use networks::Network;
 pub(super) use status::View;
 
 use super::{Machine, complain, write_file};
 use anyhow::{Context, Error, Result, ensure};
 use claim::{Claim, Claimed};
-use files::{CNI_BRIDGE, DOCKER_BRIDGE};
-use model::{LeaseId, NetworkConfig, Subnet, SubnetKey, SubnetLease, keys, network::Backend};
-use muster_core::overlay::{self, Desired, Firewall, HOLD, HostFacts, Mismatch, Op, Roster, Underlay};
+use model::{LeaseId, NetworkConfig, Subnet, SubnetKey, SubnetLease, network::Backend};
+use muster_core::overlay::{self, Desired, Firewall, HOLD, HostFacts, Lease, Mismatch, Op, Roster, Underlay};
 use net::{Changes, Kernel};
 use registry::{Change, Delta, Store, StoreError};
 use std::{collections::BTreeSet, time::Duration};
@@ -62,8 +64,7 @@ pub(super) struct Overlay {
     view: View,
     roster: Roster,
     started: Instant,
-    /// The rules that are in force.
-    rules: Option<Rules>,
+    network: Network,
     tunnel: tunnel::Tunnel,
     /// The datapath of the last round that came to its end.
     converged: Option<Vec<Desired>>,
@@ -78,15 +79,6 @@ pub(super) struct Overlay {
     renewals: JoinSet<()>,
 }
 
-/// Rules, and what they looked like when we had put them in place.
-#[derive(Debug, PartialEq)]
-struct Rules {
-    firewall: Firewall,
-    /// Which bridges were there: Docker's own chains come with its bridge, and ours must be jumped to from them.
-    bridges: Vec<bool>,
-    mark: u64,
-}
-
 /// What this machine holds.
 #[derive(Debug, Clone, PartialEq)]
 struct Held {
@@ -98,15 +90,17 @@ struct Held {
 }
 
 impl Overlay {
+    /// The subnet and whether all is ready are told to `told`.
     pub(super) fn new(
         machine: Machine,
+        network: Network,
         store: Store,
         kernel: Kernel,
         places: Places,
-        subnet: watch::Sender<Option<Subnet>>,
-        ready: watch::Sender<bool>,
+        told: (watch::Sender<Option<Subnet>>, watch::Sender<bool>),
     ) -> Self {
-        let view = View::new(machine.id.clone());
+        let view = View::new(machine.id.clone(), &network.name);
+        let (subnet, ready) = told;
         Self {
             machine,
             store,
@@ -117,7 +111,7 @@ impl Overlay {
             view,
             roster: Roster::new(HOLD),
             started: Instant::now(),
-            rules: None,
+            network,
             tunnel: tunnel::Tunnel::default(),
             converged: None,
             devices: BTreeSet::new(),
@@ -144,7 +138,7 @@ impl Overlay {
         let mut changes = self.kernel.changes().context("cannot listen to the kernel")?;
         let mut held = self.first().await;
         self.begin(&held).await?;
-        let mut follow = self.store.follow(keys::NETWORK);
+        let mut follow = self.store.follow(self.network.keys.prefix());
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -178,16 +172,18 @@ impl Overlay {
 
     /// Takes in what the hub says.
     fn hear(&mut self, delta: Delta, held: &Held) {
+        let keys = self.network.keys.clone();
+        let config_key = keys.config();
         let now = self.started.elapsed();
         let mut own = held.value.clone();
         match delta {
             Delta::Lost => return,
             Delta::Reset(listing) => {
-                let leases = listing.items.iter().filter_map(|kv| claim::lease(&kv.key, &kv.value));
+                let leases = listing.items.iter().filter_map(|kv| claim::lease(&keys, &kv.key, &kv.value));
                 let (mine, others): (Vec<_>, Vec<_>) = leases.partition(|(key, _)| *key == held.key);
                 own = mine.into_iter().next().and_then(|(_, lease)| lease);
                 self.roster.reset(others, now);
-                let config = listing.items.iter().find(|kv| kv.key == keys::NETWORK_CONFIG);
+                let config = listing.items.iter().find(|kv| kv.key == config_key);
                 self.hear_config(config.map(|kv| kv.value.as_ref()), held);
             }
             Delta::Changes(changes) => {
@@ -196,10 +192,10 @@ impl Overlay {
                         Change::Put(kv) => (kv.key.as_str(), Some(kv.value.as_ref())),
                         Change::Delete { key } => (key.as_str(), None),
                     };
-                    if key == keys::NETWORK_CONFIG {
+                    if key == config_key {
                         self.hear_config(value, held);
                     }
-                    match (claim::lease(key, value.unwrap_or_default()), value) {
+                    match (claim::lease(&keys, key, value.unwrap_or_default()), value) {
                         (Some((key, lease)), _) if key == held.key => own = lease,
                         (Some((key, lease)), Some(_)) => self.roster.put(key, lease),
                         (Some((key, _)), None) => self.roster.remove(key, now),
@@ -212,7 +208,7 @@ impl Overlay {
             warn!(subnet = %held.key, "the lease on the subnet was lost or changed, taking it again");
             self.pending = Some(Instant::now());
         }
-        self.places.remember(held, &self.roster.leases());
+        self.places.remember(&self.network.name, held, &self.roster.leases());
     }
 
     fn hear_config(&mut self, value: Option<&[u8]>, held: &Held) {
@@ -226,7 +222,7 @@ impl Overlay {
     /// Takes a subnet for the first time; tries until it has one. While the hub is away the one of before the reboot
     /// will do.
     async fn first(&mut self) -> Held {
-        let cached = self.places.cached();
+        let cached = self.places.cached(&self.network.name);
         self.devices = cached.as_ref().map(files::Cache::devices).unwrap_or_default();
         let mut complained = false;
         loop {
@@ -282,13 +278,17 @@ impl Overlay {
         let section = &self.machine.config.overlay;
         let underlay = self.kernel.underlay(section.interface.as_deref()).await?;
         let facts = self.kernel.facts().await?;
-        let bridges = self.bridges();
-        let check = |config: &NetworkConfig, key: SubnetKey| check(config, key, &bridges, &facts, &underlay);
+        let network = &self.network;
+        let check = |config: &NetworkConfig, key: SubnetKey| {
+            let host = || check(config, key, &network.bridges, &facts, &underlay);
+            network.shared.admit(&network.name, config, host)
+        };
         let wireguard = || tunnel::public_key(&self.places.state);
         let claim = Claim {
             store: &self.store,
+            keys: &network.keys,
             machine: &self.machine.id,
-            network: section.network,
+            network: network.is_first().then_some(section.network),
             underlay: &underlay,
             wireguard: &wireguard,
             previous,
@@ -308,26 +308,19 @@ impl Overlay {
         self.view.problem(None);
         info!(subnet = %key, underlay = %underlay.name, address = %underlay.address, "subnet held");
         let held = Held { config, key, value: Some(value), underlay };
-        self.places.remember(&held, &self.roster.leases());
+        self.places.remember(&self.network.name, &held, &self.roster.leases());
         Ok(Some(held))
     }
 
     async fn as_cached(&mut self, cache: Option<&files::Cache>) -> Option<Held> {
         let cache = cache?;
         let underlay = self.kernel.underlay(self.machine.config.overlay.interface.as_deref()).await.ok()?;
-        let held = Held { config: cache.config.parse().ok()?, key: cache.subnet, value: None, underlay };
+        let config = cache.config.parse().ok()?;
+        self.network.shared.admit(&self.network.name, &config, || Ok(())).ok()?;
+        let held = Held { config, key: cache.subnet, value: None, underlay };
         let others = cache.leases().into_iter().filter(|(key, _)| *key != held.key);
         self.roster.reset(others, self.started.elapsed());
         Some(held)
-    }
-
-    /// Every bridge that containers may be on.
-    fn bridges(&self) -> Vec<String> {
-        let section = &self.machine.config.overlay;
-        let mut bridges = vec![section.bridge.clone()];
-        bridges.extend(section.docker_network.as_ref().map(|_| DOCKER_BRIDGE.to_owned()));
-        bridges.extend(section.cni_config.as_ref().map(|_| CNI_BRIDGE.to_owned()));
-        bridges
     }
 
     /// Tells Docker and everybody else on this machine which subnet it has.
@@ -336,13 +329,9 @@ impl Overlay {
         if held.config.v6.is_some() {
             net::enable_forwarding6().await?;
         }
-        let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
-        self.places.tell(
-            &self.machine.config.overlay,
-            self.machine.config.router.dns.enabled,
-            held,
-            overlay::network_mtu(&desired),
-        )?;
+        let desired = self.desired(held, &[]);
+        let mtu = overlay::network_mtu(&desired);
+        self.places.tell(&self.machine.config, &self.network.name, held, mtu)?;
         let own: BTreeSet<_> = desired.iter().filter_map(Desired::device).map(str::to_owned).collect();
         self.superseded.append(&mut self.devices);
         self.devices.clone_from(&own);
@@ -352,14 +341,28 @@ impl Overlay {
         Ok(())
     }
 
+    /// The datapath as it should be.
+    fn desired(&self, held: &Held, leases: &[Lease]) -> Vec<Desired> {
+        let all = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, leases);
+        all.into_iter().map(|desired| Desired { protocol: self.network.protocol, ..desired }).collect()
+    }
+
     /// What no announcement tells of: Docker that came up, a Docker that has another subnet.
     async fn look_around(&mut self, held: &Held) {
-        if let Some(name) = self.machine.config.overlay.docker_network.clone()
+        if let Some((name, bridge)) = self.network.docker.clone()
             && !self.docker_network
         {
-            let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
-            self.docker_network =
-                files::docker_network(&name, held.key, overlay::network_mtu(&desired)).await;
+            let mtu = overlay::network_mtu(&self.desired(held, &[]));
+            let units = self.network.is_first() && self.machine.config.overlay.unit_addresses;
+            let range = overlay::container_range(held.key.v4).filter(|_| units);
+            let made = files::docker_network(&name, &bridge, held.key, range, mtu).await;
+            let problem = made.as_ref().err().map(|error| format!("{error:#}"));
+            if self.view.docker(problem.clone())
+                && let Some(error) = problem
+            {
+                warn!(network = name, error, "the Docker network is not as it should be");
+            }
+            self.docker_network = made.is_ok_and(|made| made);
         }
     }
 
@@ -369,7 +372,7 @@ impl Overlay {
         self.follow_underlay(held).await;
         let again = self.roster.settle(self.started.elapsed());
         let leases = self.roster.leases();
-        let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &leases);
+        let desired = self.desired(held, &leases);
         let outcome = self.converge(held, &desired).await;
         let problem = outcome.err().map(|error| format!("{error:#}"));
         if let Some(problem) = &problem
@@ -454,28 +457,13 @@ impl Overlay {
     }
 
     /// Puts the rules in place if they are not.
-    async fn enforce(&mut self, held: &Held, desired: &[Desired]) -> Result<()> {
-        let names = self.bridges();
-        let mut bridges = Vec::new();
-        for name in &names {
-            bridges.push(self.kernel.exists(name).await?);
-        }
-        let firewall = Firewall::new(&held.config, held.key, desired, &names);
-        let mark = net::rules_mark().await?;
-        let wanted = Rules { firewall, bridges, mark };
-        if self.rules.as_ref() == Some(&wanted) {
-            return Ok(());
-        }
-        let same = |rules: &Rules| (&rules.firewall, &rules.bridges) == (&wanted.firewall, &wanted.bridges);
-        let repaired = self.rules.as_ref().is_some_and(same);
-        self.rules = None;
-        net::apply_firewall(&wanted.firewall).await?;
-        let mark = net::rules_mark().await?;
-        if repaired {
+    async fn enforce(&self, held: &Held, desired: &[Desired]) -> Result<()> {
+        let firewall = Firewall::new(&held.config, held.key, desired, &self.network.bridges);
+        let firewall = Firewall { name: self.network.name.clone(), ..firewall };
+        if self.network.shared.enforce(&self.kernel, firewall).await? {
             info!("rules put in place again");
             self.view.rules_repaired();
         }
-        self.rules = Some(Rules { mark, ..wanted });
         Ok(())
     }
 }

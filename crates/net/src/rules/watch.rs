@@ -38,16 +38,17 @@ pub(crate) fn listen() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// A number that stays the same as long as our rules do, and changes with any of them.
-pub async fn rules_mark() -> Result<u64, NetError> {
+/// A number that stays the same as long as our rules do, and changes with any of them. `sets` are those that the rules
+/// speak of.
+pub async fn rules_mark(sets: &[String]) -> Result<u64, NetError> {
     let read = async {
         let mut asker = Asker::new()?;
         let mut hasher = DefaultHasher::new();
         for message in asker.dump(GET_RULE, INET, &[(1, "muster")]).await? {
             (text(&message, 2), bytes(&message, 3)).hash(&mut hasher);
         }
-        for set in ["peers", "peers6"] {
-            for message in asker.dump(GET_SET_ELEMENTS, INET, &[(1, "muster"), (2, set)]).await? {
+        for set in sets {
+            for message in asker.dump(GET_SET_ELEMENTS, INET, &[(1, "muster"), (2, set.as_str())]).await? {
                 bytes(&message, 3).hash(&mut hasher);
             }
         }

@@ -5,5 +5,6 @@
 mod datapath;
 mod firewall;
 mod lab;
+mod namespace;
 mod wireguard;
 mod wireguard_attacks;

@@ -1,12 +1,16 @@
 //! The role on real kernels: a network namespace for each machine, a hub in memory. Named after the points in which the
 //! overlay has to be better than what it replaces. What a namespace cannot show (Docker) is in the end-to-end tests.
 
+/// Together with flannel's machines.
+mod interop;
 /// Namespaces, shared with the tests of `net`.
 #[allow(dead_code, unreachable_pub, reason = "written for another crate's tests, which use more of it")]
 #[path = "../../../../net/tests/it/lab.rs"]
 mod lab;
+/// Several networks.
+mod several;
 
-use super::{Overlay, Places, View, claim::Claim};
+use super::{Network, Overlay, Places, View, claim::Claim};
 use crate::{agent::Machine, config::Config};
 use lab::{Cluster, Namespace};
 use model::{SubnetKey, SubnetLease, keys, network::NodeRecord};
@@ -110,6 +114,21 @@ impl World {
     }
 
     fn start_on(&self, index: usize, store: Store) -> Running {
+        self.start_with(index, async || store)
+    }
+
+    /// `store` is asked for inside the machine, so that its connection is made from there.
+    fn start_with(&self, index: usize, store: impl AsyncFnOnce() -> Store + Send + 'static) -> Running {
+        let first = Network::all(&Config::default().overlay).remove(0);
+        self.start_network(index, first, store)
+    }
+
+    fn start_network(
+        &self,
+        index: usize,
+        network: Network,
+        store: impl AsyncFnOnce() -> Store + Send + 'static,
+    ) -> Running {
         let machine = &self.cluster.machines[index];
         let directory = self.files[index].path().to_owned();
         let name = format!("m{}", machine.number);
@@ -123,8 +142,13 @@ impl World {
             rustix::thread::move_into_link_name_space(namespace.as_fd(), None).expect("root may enter");
             block(async move {
                 let kernel = net::Kernel::connect().await.expect("a netlink socket");
-                let places = Places { state: directory.clone(), run: directory };
-                let overlay = Overlay::new(role, store, kernel, places, watch::channel(None).0, ready);
+                let places = Places {
+                    state: directory.clone(),
+                    run: directory.clone(),
+                    networks: directory.join("networks"),
+                };
+                let (store, told) = (store().await, (watch::channel(None).0, ready));
+                let overlay = Overlay::new(role, network, store, kernel, places, told);
                 sender.send(overlay.view()).expect("the test waits");
                 overlay.run(token).await.expect("the role does not fail");
             });
@@ -263,8 +287,9 @@ fn point_05_fifty_machines_that_start_at_once_get_fifty_subnets() {
                 let key = || -> anyhow::Result<String> { anyhow::bail!("no WireGuard") };
                 let claim = Claim {
                     store: &store,
+                    keys: &keys::NetworkKeys::default(),
                     machine: &machine,
-                    network: "10.1.0.0/18".parse().expect("a network"),
+                    network: Some("10.1.0.0/18".parse().expect("a network")),
                     underlay: &underlay,
                     wireguard: &|| key(),
                     previous: None,
