@@ -102,6 +102,16 @@ impl Firewall {
         }
     }
 
+    /// Whether nothing but peers differs: then no rule has to change, only the sets that they are in.
+    pub fn same_but_for_peers(&self, other: &Self) -> bool {
+        let without = |firewall: &Self| Self {
+            peers: BTreeSet::new(),
+            v6: firewall.v6.clone().map(|v6| Firewall6 { peers: BTreeSet::new(), ..v6 }),
+            ..firewall.clone()
+        };
+        without(self) == without(other)
+    }
+
     /// Input of `nft -f -`: puts our table in place of the one that may be there, in one transaction.
     ///
     /// A port that the operator publishes (`docker run -p`) stays reachable: such a connection carries the mark
@@ -390,6 +400,21 @@ mod tests {
             !script.contains("udp dport") && script.contains("oifname \"eth0\" ip saddr 10.1.5.0/24"),
             "{script}"
         );
+    }
+
+    #[test]
+    fn peers_alone_change_no_rule() {
+        let one = firewall(&[[192, 168, 77, 2]]);
+        assert!(one.same_but_for_peers(&firewall(&[[192, 168, 77, 3], [192, 168, 77, 4]])));
+        assert!(!one.same_but_for_peers(&Firewall { direct: true, ..one.clone() }));
+        let v6 = Firewall6 {
+            network: "fd00::/48".parse().expect("a network"),
+            subnet: Subnet6::new("fd00:0:0:5::/64".parse().expect("a network")),
+            peers: BTreeSet::from(["fd77::2".parse().expect("an address")]),
+        };
+        let none = Firewall6 { peers: BTreeSet::new(), ..v6.clone() };
+        let (both, fewer) = (Firewall { v6: Some(v6), ..one.clone() }, Firewall { v6: Some(none), ..one.clone() });
+        assert!(both.same_but_for_peers(&fewer) && !both.same_but_for_peers(&one));
     }
 
     #[test]

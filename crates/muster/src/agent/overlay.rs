@@ -28,7 +28,7 @@ use claim::{Claim, Claimed};
 use files::{CNI_BRIDGE, DOCKER_BRIDGE};
 use model::{LeaseId, NetworkConfig, Subnet, SubnetKey, SubnetLease, keys, network::Backend};
 use muster_core::overlay::{self, Desired, Firewall, HOLD, HostFacts, Mismatch, Op, Roster, Underlay};
-use net::{Changes, Kernel};
+use net::{Applied, Kernel, RulesMark};
 use registry::{Change, Delta, Store, StoreError};
 use std::{collections::BTreeSet, time::Duration};
 use tokio::{
@@ -75,6 +75,8 @@ pub(super) struct Overlay {
     docker_network: bool,
     /// When to try again to take what the hub should have of us.
     pending: Option<Instant>,
+    /// The hub has said something since the network was last noted.
+    news: bool,
     renewals: JoinSet<()>,
 }
 
@@ -82,9 +84,10 @@ pub(super) struct Overlay {
 #[derive(Debug, PartialEq)]
 struct Rules {
     firewall: Firewall,
-    /// Which bridges were there: Docker's own chains come with its bridge, and ours must be jumped to from them.
+    /// Which bridges were there.
     bridges: Vec<bool>,
-    mark: u64,
+    /// Docker's own chains come some time after its bridge, and ours must be jumped to from them.
+    mark: RulesMark,
 }
 
 /// What this machine holds.
@@ -124,6 +127,7 @@ impl Overlay {
             superseded: BTreeSet::new(),
             docker_network: false,
             pending: None,
+            news: false,
             renewals: JoinSet::new(),
         }
     }
@@ -147,33 +151,45 @@ impl Overlay {
         let mut follow = self.store.follow(keys::NETWORK);
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The end of a burst of the kernel's announcements.
+        let mut settled = None;
         loop {
             let again = self.round(&mut held).await;
+            self.remember(&held);
             if self.pending.is_some_and(|at| at <= Instant::now()) {
                 self.retake(&mut held).await?;
                 continue;
             }
             let wake = again.into_iter().chain(self.pending).min();
-            tokio::select! {
-                delta = follow.next() => match delta {
-                    None => return Ok(()),
-                    Some(delta) => self.hear(delta, &held),
-                },
-                heard = changes.next() => self.gather(&mut changes, heard).await?,
-                () = sleep_until(wake) => {}
-                _ = resync.tick() => self.look_around(&held).await,
+            loop {
+                tokio::select! {
+                    delta = follow.next() => match delta {
+                        None => return Ok(()),
+                        Some(delta) => self.hear(delta, &held),
+                    },
+                    heard = changes.next() => {
+                        if heard.is_none() {
+                            debug!("the kernel's announcements broke off, listening anew");
+                            changes = self.kernel.changes().context("cannot listen to the kernel")?;
+                        }
+                        // A peer that comes meanwhile is not kept waiting.
+                        settled.get_or_insert_with(|| Instant::now() + SETTLE);
+                        continue;
+                    }
+                    () = sleep_until(settled) => settled = None,
+                    () = sleep_until(wake) => {}
+                    _ = resync.tick() => self.look_around(&held).await,
+                }
+                break;
             }
         }
     }
 
-    /// Waits for the end of a burst of announcements.
-    async fn gather(&self, changes: &mut Changes, heard: Option<()>) -> Result<()> {
-        if heard.is_none() {
-            debug!("the kernel's announcements broke off, listening anew");
-            *changes = self.kernel.changes().context("cannot listen to the kernel")?;
+    /// Notes the network as it is known now, for a boot without the hub.
+    fn remember(&mut self, held: &Held) {
+        if std::mem::take(&mut self.news) {
+            self.places.remember(held, &self.roster.leases());
         }
-        tokio::time::sleep(SETTLE).await;
-        Ok(())
     }
 
     /// Takes in what the hub says.
@@ -212,13 +228,16 @@ impl Overlay {
             warn!(subnet = %held.key, "the lease on the subnet was lost or changed, taking it again");
             self.pending = Some(Instant::now());
         }
-        self.places.remember(held, &self.roster.leases());
+        self.news = true;
     }
 
     fn hear_config(&mut self, value: Option<&[u8]>, held: &Held) {
         let text = value.and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
         if text.parse().as_ref() != Ok(&held.config) {
             info!("the network's configuration changed");
+            self.pending = Some(Instant::now());
+        } else if self.pending.is_some() {
+            // What was refused may be gone.
             self.pending = Some(Instant::now());
         }
     }
@@ -430,19 +449,14 @@ impl Overlay {
         for desired in desired {
             let observed = self.kernel.observe(desired).await?;
             let plan = overlay::plan(desired, &observed);
-            let mut made = 0;
-            for op in &plan {
-                match self.kernel.apply(op).await {
-                    Ok(()) => made += 1,
-                    // One peer that cannot be reached is no reason to leave out the others.
-                    Err(error) => outcome = outcome.and(Err(Error::new(error))),
-                }
-            }
+            let Applied { made, failures } = self.kernel.apply_all(&plan).await;
+            // One peer that cannot be reached is no reason to leave out the others.
+            outcome = failures.into_iter().fold(outcome, |outcome, error| outcome.and(Err(Error::new(error))));
             if made > 0 {
                 info!(changes = made, repaired = settled, peers = desired.peers.len(), "datapath changed");
             }
             if settled {
-                self.view.repaired(made);
+                self.view.repaired(made as u64);
             }
             if let (Some(device), None) = (desired.device(), &observed.device) {
                 let there = self.kernel.exists(device).await?;
@@ -463,18 +477,36 @@ impl Overlay {
         let firewall = Firewall::new(&held.config, held.key, desired, &names);
         let mark = net::rules_mark().await?;
         let wanted = Rules { firewall, bridges, mark };
-        if self.rules.as_ref() == Some(&wanted) {
+        let Some(before) = self.rules.take() else { return self.lay_down(wanted).await };
+        if before == wanted {
+            self.rules = Some(before);
             return Ok(());
         }
-        let same = |rules: &Rules| (&rules.firewall, &rules.bridges) == (&wanted.firewall, &wanted.bridges);
-        let repaired = self.rules.as_ref().is_some_and(same);
-        self.rules = None;
-        net::apply_firewall(&wanted.firewall).await?;
-        let mark = net::rules_mark().await?;
+        let whole = (&before.bridges, before.mark) == (&wanted.bridges, wanted.mark);
+        if whole && before.firewall.same_but_for_peers(&wanted.firewall) {
+            match net::change_peers(&before.firewall, &wanted.firewall).await {
+                Ok(()) => {
+                    self.rules = Some(Rules { mark: net::rules_mark().await?, ..wanted });
+                    return Ok(());
+                }
+                Err(error) => debug!(%error, "all rules are put in place instead"),
+            }
+        }
+        let unasked = (&before.firewall, &before.bridges) == (&wanted.firewall, &wanted.bridges);
+        let repaired = unasked && before.mark.own != wanted.mark.own;
+        self.lay_down(wanted).await?;
         if repaired {
             info!("rules put in place again");
             self.view.rules_repaired();
         }
+        Ok(())
+    }
+
+    /// Puts all rules in place.
+    async fn lay_down(&mut self, wanted: Rules) -> Result<()> {
+        net::apply_firewall(&wanted.firewall).await?;
+        // Docker's chain may have come meanwhile, without a jump in it: then the next look finds a difference.
+        let mark = RulesMark { docker: wanted.mark.docker, ..net::rules_mark().await? };
         self.rules = Some(Rules { mark, ..wanted });
         Ok(())
     }
