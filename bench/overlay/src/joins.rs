@@ -11,7 +11,6 @@ use netlink_packet_route::{RouteNetlinkMessage, route::RouteAddress, route::Rout
 use registry::{Store, Write};
 use rtnetlink::{MulticastGroup, new_multicast_connection, packet_core::NetlinkPayload};
 use std::{
-    fmt::Write as _,
     fs::File,
     net::Ipv4Addr,
     os::fd::AsFd,
@@ -199,9 +198,10 @@ impl Rig {
 
     /// When it was sent, and when the hub answered.
     fn write(&self, writes: &[Write]) -> Result<(Instant, Instant)> {
+        let (runtime, store) = (&self.runtime, &self.store);
         self.hubs_host.enter(|| {
             let begin = Instant::now();
-            self.runtime.block_on(self.store.commit(&[], writes))?;
+            runtime.block_on(store.commit(&[], writes))?;
             Ok((begin, Instant::now()))
         })
     }

@@ -39,10 +39,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// flannel's own time to live of a subnet's lease.
-const LEASE_TTL: Duration = Duration::from_hours(24);
-/// Between renewals: many may fail before the lease ends.
-const RENEWAL: Duration = Duration::from_hours(1);
+/// flannel's own time to live of a subnet's lease; and many renewals may fail before it ends.
+const TERMS: Terms = Terms { ttl: Duration::from_hours(24), renewal: Duration::from_hours(1) };
 /// Between attempts to take a subnet.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between attempts when it is not the hub's fault: a person has to act.
@@ -57,6 +55,7 @@ pub(super) struct Overlay {
     store: Store,
     kernel: Kernel,
     places: Places,
+    terms: Terms,
     subnet: watch::Sender<Option<Subnet>>,
     ready: watch::Sender<bool>,
     view: View,
@@ -90,6 +89,13 @@ struct Rules {
     mark: RulesMark,
 }
 
+/// How long the hub keeps a subnet for a machine that is silent, and how often this one is not.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    ttl: Duration,
+    renewal: Duration,
+}
+
 /// What this machine holds.
 #[derive(Debug, Clone, PartialEq)]
 struct Held {
@@ -115,6 +121,7 @@ impl Overlay {
             store,
             kernel,
             places,
+            terms: TERMS,
             subnet,
             ready,
             view,
@@ -249,7 +256,7 @@ impl Overlay {
         self.devices = cached.as_ref().map(files::Cache::devices).unwrap_or_default();
         let mut complained = false;
         loop {
-            match self.try_take(cached.as_ref().map(|cache| cache.subnet)).await {
+            match self.try_take(cached.as_ref().map(|cache| cache.subnet), None).await {
                 Ok(Some(held)) => return held,
                 Ok(None) => debug!("another machine was faster, choosing again"),
                 Err(error) => {
@@ -272,7 +279,7 @@ impl Overlay {
     /// Brings the hub up to date about this machine, and this machine about the configuration. What cannot be done
     /// leaves everything as it was, and is tried again.
     async fn retake(&mut self, held: &mut Held) -> Result<()> {
-        match self.try_take(Some(held.key)).await {
+        match self.try_take(Some(held.key), Some(&held.config)).await {
             Ok(Some(new)) => {
                 self.pending = None;
                 if new.key != held.key {
@@ -297,7 +304,12 @@ impl Overlay {
         Ok(())
     }
 
-    async fn try_take(&mut self, previous: Option<SubnetKey>) -> Result<Option<Held>> {
+    /// A hub that has forgotten the network is told `network` again.
+    async fn try_take(
+        &mut self,
+        previous: Option<SubnetKey>,
+        network: Option<&NetworkConfig>,
+    ) -> Result<Option<Held>> {
         let section = &self.machine.config.overlay;
         let underlay = self.kernel.underlay(section.interface.as_deref()).await?;
         let facts = self.kernel.facts().await?;
@@ -307,11 +319,14 @@ impl Overlay {
         let claim = Claim {
             store: &self.store,
             machine: &self.machine.id,
-            network: section.network,
+            network: match network {
+                Some(network) => network.clone(),
+                None => NetworkConfig::vxlan(section.network).context("in [overlay] network")?,
+            },
             underlay: &underlay,
             wireguard: &wireguard,
             previous,
-            ttl: LEASE_TTL,
+            ttl: self.terms.ttl,
             check: &check,
         };
         let Some(Claimed { config, key, value, lease, others }) = claim.take().await? else {
@@ -322,7 +337,7 @@ impl Overlay {
         }
         self.renewals.abort_all();
         if let Some(lease) = lease {
-            self.renewals.spawn(renew(self.store.clone(), lease));
+            self.renewals.spawn(renew(self.store.clone(), lease, self.terms.renewal));
         }
         self.view.problem(None);
         info!(subnet = %key, underlay = %underlay.name, address = %underlay.address, "subnet held");
@@ -539,20 +554,20 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// Keeps the subnet's lease for as long as the daemon runs; it outlives restarts by its length.
-async fn renew(store: Store, lease: LeaseId) {
+async fn renew(store: Store, lease: LeaseId, every: Duration) {
     let mut complained = false;
     loop {
         let renewed = async { store.keeper(lease).await?.renew().await };
         match renewed.await {
             Ok(()) => {
                 complained = false;
-                tokio::time::sleep(RENEWAL).await;
+                tokio::time::sleep(every).await;
             }
             // Its key goes with it, which the follower of the subnets sees.
             Err(StoreError::LeaseEnded(_)) => return,
             Err(error) => {
                 complain(&mut complained, &error, "lease on the subnet not renewed");
-                tokio::time::sleep(PAUSE * 20).await;
+                tokio::time::sleep(every.min(PAUSE * 20)).await;
             }
         }
     }

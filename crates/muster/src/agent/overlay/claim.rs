@@ -5,7 +5,6 @@
 //! its lease.
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
 use model::{LeaseId, MachineId, NetworkConfig, SubnetKey, SubnetLease, keys, network::NodeRecord};
 use muster_core::overlay::{self, Choice, Claimant, Lease, Underlay};
 use registry::{Guard, KeyValue, Listing, Store, Write};
@@ -20,7 +19,7 @@ pub(super) struct Claim<'a> {
     pub(super) store: &'a Store,
     pub(super) machine: &'a MachineId,
     /// The network, if the hub has no configuration yet.
-    pub(super) network: Ipv4Net,
+    pub(super) network: NetworkConfig,
     pub(super) underlay: &'a Underlay,
     /// WireGuard's public key in base64, for a network that needs one.
     pub(super) wireguard: &'a (dyn Fn() -> Result<String> + Sync),
@@ -136,8 +135,7 @@ impl Claim<'_> {
             let text = str::from_utf8(&kv.value).with_context(|| format!("{key} is no UTF-8"))?;
             return text.parse().map(Some).with_context(|| format!("in {key}"));
         }
-        let config = NetworkConfig::vxlan(self.network).context("in [overlay] network")?;
-        let write = Write::put(key, config.to_json());
+        let write = Write::put(key, self.network.to_json());
         // Whoever was faster decides.
         self.store.commit(&[Guard::Absent(key.to_owned())], &[write]).await?;
         Ok(None)
