@@ -160,8 +160,13 @@ impl Overlay {
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The end of a burst of the kernel's announcements.
         let mut settled = None;
+        // The hub knows nothing of this machine's interfaces.
+        let mut from_hub = false;
         loop {
-            let again = self.round(&mut held).await;
+            if !std::mem::take(&mut from_hub) {
+                self.follow_underlay(&mut held).await;
+            }
+            let again = self.round(&held).await;
             self.remember(&held);
             if self.pending.is_some_and(|at| at <= Instant::now()) {
                 self.retake(&mut held).await?;
@@ -172,7 +177,10 @@ impl Overlay {
                 tokio::select! {
                     delta = follow.next() => match delta {
                         None => return Ok(()),
-                        Some(delta) => self.hear(delta, &held),
+                        Some(delta) => {
+                            self.hear(delta, &held);
+                            from_hub = true;
+                        }
                     },
                     heard = changes.next() => {
                         if heard.is_none() {
@@ -398,9 +406,8 @@ impl Overlay {
     }
 
     /// One comparison of what is with what should be. Says when to make the next, if that is known.
-    async fn round(&mut self, held: &mut Held) -> Option<Instant> {
+    async fn round(&mut self, held: &Held) -> Option<Instant> {
         let start = Instant::now();
-        self.follow_underlay(held).await;
         let again = self.roster.settle(self.started.elapsed());
         let leases = self.roster.leases();
         let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &leases);

@@ -263,6 +263,8 @@ fn point_08_a_hub_that_comes_back_empty_is_told_the_same_network_again() {
     let config = wired.ask(&wired.endpoints, async |store| store.get(keys::NETWORK_CONFIG).await);
     let config = config.expect("the hub answers").expect("it is there");
     assert!(String::from_utf8_lossy(&config.value).contains("10.1.0.0/17"), "{config:?}");
+    // Whatever it leads to comes soon after.
+    thread::sleep(Duration::from_secs(3));
     eventually("nobody is held any more", || wired.running.iter().all(|one| one.view.status().held == 0));
     pings.none_was_lost();
     for (at, one) in wired.running.iter().enumerate() {
