@@ -136,6 +136,11 @@ impl WireguardGo {
         one.host.run(&format!("ip route add {} dev flannel-wg", other.subnet.net()));
         Ok(started)
     }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
 }
 
 impl Drop for WireguardGo {

@@ -185,7 +185,9 @@ impl Rig {
             );
             let agent = machine.host.enter(|| {
                 let mut command = Command::new("unshare");
-                command.args(["--mount", "sh", "-c", &script]).env("MUSTER_HUB_ENDPOINTS", format!("[\"{HUB}\"]"));
+                command
+                    .args(["--mount", "sh", "-c", &script])
+                    .env("MUSTER_HUB_ENDPOINTS", format!("[\"{HUB}\"]"));
                 for role in ["AGENT", "ENGINE", "REGISTRAR", "ROUTER_DNS"] {
                     command.env(format!("MUSTER_{role}_ENABLED"), "false");
                 }
@@ -266,7 +268,8 @@ impl Rig {
             let mut last = begin;
             let mut heard = 0;
             while heard < routes {
-                let (to, at) = self.ears[0].0.recv_timeout(DEADLINE).context("the device does not come back")?;
+                let (to, at) =
+                    self.ears[0].0.recv_timeout(DEADLINE).context("the device does not come back")?;
                 // The device's own address is a route too, of the table `local`.
                 heard += usize::from(to.octets()[3] == 0 && to != self.cluster.machines[0].subnet.base());
                 last = at;

@@ -30,13 +30,23 @@ struct Rig {
     name: &'static str,
     cluster: Cluster,
     /// What has to stay alive.
-    _keeps: Vec<Keep>,
+    keeps: Vec<Keep>,
+}
+
+impl Rig {
+    /// Processes that carry its packets.
+    fn carriers(&self) -> Vec<u32> {
+        let carrier = |keep: &Keep| match keep {
+            Keep::Theirs(carrier) => Some(carrier.pid()),
+            Keep::Ours(..) => None,
+        };
+        self.keeps.iter().filter_map(carrier).collect()
+    }
 }
 
 /// Something that a datapath lives in.
-#[expect(dead_code, reason = "held, not read")]
 enum Keep {
-    Ours(Wireguard, Runtime),
+    Ours(#[expect(dead_code, reason = "held, not read")] (Wireguard, Runtime)),
     Theirs(by_hand::WireguardGo),
 }
 
@@ -46,6 +56,7 @@ struct Path<'a> {
     from: &'a Namespace,
     to: &'a Namespace,
     address: Ipv4Addr,
+    carriers: Vec<u32>,
     turns: Vec<Turn>,
 }
 
@@ -53,7 +64,7 @@ struct Path<'a> {
 pub fn report() -> Result<String> {
     let mut text = format!(
         "\n## Throughput and latency\n\nTwo machines of namespaces, joined by veth pairs and a bridge, MTU 1500; one TCP stream, and 64 bytes \
-         to and fro. {ROUNDS} rounds in which\neach path has one turn of {} ms, medians. CPU is that of the whole box, for both ends. **ours** is what \
+         to and fro. {ROUNDS} rounds in which\neach path has one turn of {} ms, medians. CPU is processors' time of both ends, the kernel's work for them included.\n**ours** is what \
          the crate\n`net` makes, with all of its rules (nobody from outside gets in, checked for every packet); **by hand** the same datapath \
          made\nwith `ip` and `bridge`, with flannel's own iptables rules, which let everybody in; **bare** the same without any rule.\n\
          *ratio* is the median over the rounds of ours by the other.\n",
@@ -63,7 +74,7 @@ pub fn report() -> Result<String> {
     for (name, backend) in [("vxlan", r#"{"Type":"vxlan"}"#), ("host-gw", r#"{"Type":"host-gw"}"#)] {
         rigs.push(ours(name, backend)?);
         for (kind, rules) in [("by hand", true), ("bare", false)] {
-            let rig = Rig { name: kind, cluster: Cluster::new(2), _keeps: Vec::new() };
+            let rig = Rig { name: kind, cluster: Cluster::new(2), keeps: Vec::new() };
             for (one, other) in pairs(&rig.cluster) {
                 by_hand::datapath(name, one, other);
                 if rules {
@@ -100,22 +111,36 @@ fn pairs(cluster: &Cluster) -> [(&Machine, &Machine); 2] {
 fn table(title: &str, rigs: &[Rig]) -> Result<String> {
     let mut paths = Vec::new();
     let (one, two) = pairs(&rigs[0].cluster)[0];
-    let path = |name: String, from, to, address| Path { name, from, to, address, turns: Vec::new() };
-    paths.push(path("underlay".to_owned(), &one.host, &two.host, two.ip));
+    let path = |name: String, from, to, address, rig: &Rig| Path {
+        name,
+        from,
+        to,
+        address,
+        carriers: rig.carriers(),
+        turns: Vec::new(),
+    };
+    paths.push(path("underlay".to_owned(), &one.host, &two.host, two.ip, &rigs[0]));
     let backends = ["vxlan", "vxlan", "vxlan", "host-gw", "host-gw", "host-gw", "wireguard", "wireguard"];
     for (rig, backend) in rigs.iter().zip(backends) {
         let (one, two) = pairs(&rig.cluster)[0];
         let kind = rig.name;
         // The packets of host-gw's hosts are the underlay's.
         if backend != "host-gw" && kind != "bare" {
-            paths.push(path(format!("{backend} host–host, {kind}"), &one.host, &two.host, two.subnet.bridge()));
+            paths.push(path(
+                format!("{backend} host–host, {kind}"),
+                &one.host,
+                &two.host,
+                two.subnet.bridge(),
+                rig,
+            ));
         }
         let name = format!("{backend} container–container, {kind}");
-        paths.push(path(name, &one.container, &two.container, two.container_ip));
+        paths.push(path(name, &one.container, &two.container, two.container_ip, rig));
     }
     for round in 0..ROUNDS {
         for path in &mut paths {
-            let turn = turn(path.from, path.to, path.address, TURN).with_context(|| path.name.clone())?;
+            let turn = turn(path.from, path.to, path.address, TURN, &path.carriers)
+                .with_context(|| path.name.clone())?;
             eprintln!("{title}, round {round}, {}: {turn:?}", path.name);
             path.turns.push(turn);
         }
@@ -189,7 +214,7 @@ fn ours(name: &'static str, backend: &str) -> Result<Rig> {
     for machine in &cluster.machines {
         program(&cluster.config, machine, &leases).with_context(|| name)?;
     }
-    Ok(Rig { name: "ours", cluster, _keeps: Vec::new() })
+    Ok(Rig { name: "ours", cluster, keeps: Vec::new() })
 }
 
 fn ours_encrypted() -> Result<Rig> {
@@ -221,7 +246,7 @@ fn ours_encrypted() -> Result<Rig> {
                 Ok::<_, net::NetError>(device)
             })
         })?;
-        keeps.push(Keep::Ours(device, runtime));
+        keeps.push(Keep::Ours((device, runtime)));
     }
     let lease = |(at, machine): (usize, &Machine)| {
         let public = keys[at].public().to_string();
@@ -232,7 +257,7 @@ fn ours_encrypted() -> Result<Rig> {
     for machine in &cluster.machines {
         program(&cluster.config, machine, &leases).context("wireguard")?;
     }
-    Ok(Rig { name: "ours", cluster, _keeps: keeps })
+    Ok(Rig { name: "ours", cluster, keeps })
 }
 
 fn theirs_encrypted() -> Result<Rig> {
@@ -244,5 +269,5 @@ fn theirs_encrypted() -> Result<Rig> {
         keeps.push(Keep::Theirs(by_hand::WireguardGo::start(one, &secrets[at], other, &secrets[1 - at])?));
         by_hand::rules(one)?;
     }
-    Ok(Rig { name: "wireguard-go", cluster, _keeps: keeps })
+    Ok(Rig { name: "wireguard-go", cluster, keeps })
 }

@@ -413,7 +413,8 @@ mod tests {
             peers: BTreeSet::from(["fd77::2".parse().expect("an address")]),
         };
         let none = Firewall6 { peers: BTreeSet::new(), ..v6.clone() };
-        let (both, fewer) = (Firewall { v6: Some(v6), ..one.clone() }, Firewall { v6: Some(none), ..one.clone() });
+        let (both, fewer) =
+            (Firewall { v6: Some(v6), ..one.clone() }, Firewall { v6: Some(none), ..one.clone() });
         assert!(both.same_but_for_peers(&fewer) && !both.same_but_for_peers(&one));
     }
 

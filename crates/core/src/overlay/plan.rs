@@ -383,9 +383,8 @@ impl<'a> Ours<'a> {
         if !wanted.routes.insert(net) || self.routes.contains(&route) {
             return;
         }
-        let in_its_place = |other: &&Route| {
-            self.desired.device() == Some(&other.device) || other.protocol == ROUTE_PROTOCOL
-        };
+        let in_its_place =
+            |other: &&Route| self.desired.device() == Some(&other.device) || other.protocol == ROUTE_PROTOCOL;
         let others = self.ways.get(&(net, route.metric));
         ops.push(if others.into_iter().flatten().any(in_its_place) {
             Op::ReplaceRoute { route }

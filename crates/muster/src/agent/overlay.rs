@@ -473,7 +473,8 @@ impl Overlay {
             let plan = overlay::plan(desired, &observed);
             let Applied { made, failures } = self.kernel.apply_all(&plan).await;
             // One peer that cannot be reached is no reason to leave out the others.
-            outcome = failures.into_iter().fold(outcome, |outcome, error| outcome.and(Err(Error::new(error))));
+            outcome =
+                failures.into_iter().fold(outcome, |outcome, error| outcome.and(Err(Error::new(error))));
             if made > 0 {
                 info!(changes = made, repaired = settled, peers = desired.peers.len(), "datapath changed");
             }

@@ -3,9 +3,7 @@
 //! Not here: what the rules should be. Only whether they are still those that were there after we put them in place.
 //! Rules of `iptables` are seen where it stores them in nftables, as it does by default since 2018.
 
-use super::nfnetlink::{
-    Asker, GET_CHAIN, GET_RULE, GET_SET_ELEMENTS, INET, IPV4, attributes, bytes, text,
-};
+use super::nfnetlink::{Asker, GET_CHAIN, GET_RULE, GET_SET_ELEMENTS, INET, IPV4, attributes, bytes, text};
 use crate::NetError;
 use std::{
     collections::{BTreeSet, hash_map::DefaultHasher},
@@ -37,7 +35,8 @@ pub async fn rules_mark() -> Result<RulesMark, NetError> {
             // Sorted, because the kernel's own order changes when it makes a table larger.
             let mut elements = BTreeSet::new();
             for message in asker.dump(GET_SET_ELEMENTS, INET, &[(1, "muster"), (2, set)]).await? {
-                elements.extend(attributes(bytes(&message, 3)).map(|(_, element)| bytes(element, 1).to_vec()));
+                elements
+                    .extend(attributes(bytes(&message, 3)).map(|(_, element)| bytes(element, 1).to_vec()));
             }
             elements.hash(&mut hasher);
         }

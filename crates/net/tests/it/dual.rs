@@ -6,7 +6,9 @@ use crate::{
 };
 use ipnet::IpNet;
 use model::SubnetKey;
-use muster_core::overlay::{Desired, Firewall, Lease, Observed, Op, ROUTE_PROTOCOL, network_mtu, own_lease, plan};
+use muster_core::overlay::{
+    Desired, Firewall, Lease, Observed, Op, ROUTE_PROTOCOL, network_mtu, own_lease, plan,
+};
 use net::{apply_firewall, change_peers, rules_mark};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
@@ -106,13 +108,18 @@ fn point_12_the_largest_packet_of_each_family_fills_the_underlay_and_is_not_cut(
     // Ethernet header and 1500 bytes, of which the headers of UDP and IP inside are 28 and 48.
     for (ear, to, payload) in [
         ((IpAddr::from(Ipv4Addr::UNSPECIFIED), 4000), IpAddr::from(two.subnet.bridge()), 1450 - 28),
-        ((IpAddr::from(Ipv6Addr::UNSPECIFIED), 4001), Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 1).into(), 1430 - 48),
+        (
+            (IpAddr::from(Ipv6Addr::UNSPECIFIED), 4001),
+            Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 1).into(),
+            1430 - 48,
+        ),
     ] {
         let ear = two.host.enter(|| UdpSocket::bind(ear).expect("the port is free"));
         ear.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("a time");
         let port = ear.local_addr().expect("bound").port();
         let capture = Capture::start(&dual.0.fabric);
-        let mine: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let mine: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         one.host.enter(|| {
             let mouth = UdpSocket::bind((mine, 0)).expect("a port");
             mouth.send_to(&vec![0x6d; payload], (to, port)).expect("a route");
@@ -159,11 +166,13 @@ fn point_09_nobody_outside_gets_in_by_the_second_family() {
     outsider.run(&format!("ip neighbour add fd00:0:0:1:: lladdr {mac} dev vx nud permanent"));
     outsider.run(&format!("bridge fdb add {mac} dev vx dst fd77::1"));
     outsider.run("ip route add fd00:0:0:1::2/128 via fd00:0:0:1:: dev vx onlink");
-    let ear = one.container.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 4000)).expect("the port is free"));
+    let ear =
+        one.container.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 4000)).expect("the port is free"));
     ear.set_read_timeout(Some(std::time::Duration::from_millis(600))).expect("a time");
     let forged = || {
         outsider.enter(|| {
-            let mouth = UdpSocket::bind((Ipv6Addr::new(0xfd00, 0, 0, 9, 0, 0, 0, 0), 0)).expect("its address");
+            let mouth =
+                UdpSocket::bind((Ipv6Addr::new(0xfd00, 0, 0, 9, 0, 0, 0, 0), 0)).expect("its address");
             mouth.send_to(b"psst", (one.container_ip6(), 4000)).expect("a route");
         });
         ear.recv_from(&mut [0; 16]).is_ok()
@@ -176,7 +185,8 @@ fn point_09_nobody_outside_gets_in_by_the_second_family() {
     outsider.cannot_reach(one.container_ip6());
     dual.containers_meet();
     // The world sees the machine's address, and a peer's container keeps its own.
-    one.container.reaches(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 200), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1));
+    one.container
+        .reaches(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 200), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1));
     two.container.reaches(one.container_ip6(), two.container_ip6());
 }
 
@@ -231,7 +241,8 @@ fn point_10_peers_come_and_go_in_both_sets_without_a_program() {
     empty.v6.as_mut().expect("two families").peers.clear();
     let mark = async || rules_mark().await.expect("the kernel answers");
     let elements = || {
-        ["peers", "peers6"].map(|set| one.host.run(&format!("nft list set inet muster {set}")).contains("elements"))
+        ["peers", "peers6"]
+            .map(|set| one.host.run(&format!("nft list set inet muster {set}")).contains("elements"))
     };
     let handles = || one.host.run("nft --handle list chain inet muster forward");
     one.host.block_on(async || apply_firewall(&empty).await).expect("rules");

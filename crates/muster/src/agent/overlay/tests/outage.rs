@@ -1,7 +1,7 @@
 //! What happens to the hub must not happen to packets: it is stopped for longer than leases last, loses everything, is
 //! compacted while a machine cannot see it, loses its leader. Containers talk all the while, and nothing of it is lost.
 
-use super::{World, Running, TERMS, Terms, block, eventually, lab::Namespace, underlay};
+use super::{Running, TERMS, Terms, World, block, eventually, lab::Namespace, underlay};
 use access::Access;
 use hub::{AuthConfig, Hub, HubConfig, Limits, remote::Remote};
 use model::{NetworkConfig, SubnetKey, keys};
@@ -180,7 +180,8 @@ impl Wired {
     /// Tells the hub what the world was made with, and starts everybody.
     fn start(&mut self) {
         let listing = block(self.world.store.list(keys::NETWORK)).expect("memory does not fail");
-        let writes: Vec<_> = listing.items.iter().map(|kv| Write::put(kv.key.clone(), kv.value.clone())).collect();
+        let writes: Vec<_> =
+            listing.items.iter().map(|kv| Write::put(kv.key.clone(), kv.value.clone())).collect();
         let endpoints = self.endpoints.clone();
         eventually("the hub has the network", || {
             self.ask(&endpoints, async |store| store.commit(&[], &writes).await.is_ok())
@@ -206,8 +207,10 @@ impl Wired {
 
     /// A fourth machine, which nobody runs, takes 10.1.`number`.0/24.
     fn newcomer(&self, endpoints: &[String], number: u8) {
-        let config: NetworkConfig = r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#.parse().expect("valid");
-        let lease = own_lease(&format!("{number:032x}").parse().expect("an id"), &config, &underlay(number), None);
+        let config: NetworkConfig =
+            r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#.parse().expect("valid");
+        let lease =
+            own_lease(&format!("{number:032x}").parse().expect("an id"), &config, &underlay(number), None);
         let key = keys::subnet(format!("10.1.{number}.0-24").parse::<SubnetKey>().expect("a key"));
         let value = serde_json::to_vec(&lease).expect("renders");
         eventually("the newcomer is written", || {
@@ -302,7 +305,9 @@ fn point_08_a_history_that_is_compacted_while_a_machine_cannot_see_it_is_caught_
     });
     let access = Access::open(&wired.endpoints);
     wired.office.enter(|| {
-        block(async { Remote::connect(access).await.expect("it answers").compact(None).await.expect("compacted") })
+        block(async {
+            Remote::connect(access).await.expect("it answers").compact(None).await.expect("compacted")
+        })
     });
     assert!(!one.run("ip route").contains("10.1.77.0/24"), "it cannot know");
     one.run("nft delete table inet wall");
@@ -376,8 +381,13 @@ fn point_08_an_etcd_cluster_that_loses_its_leader_costs_no_packet() {
     });
     let leader = leader.expect("one leads");
     members.children[leader].kill().expect("it runs");
-    let others: Vec<_> =
-        wired.endpoints.iter().enumerate().filter(|(at, _)| *at != leader).map(|(_, one)| one.clone()).collect();
+    let others: Vec<_> = wired
+        .endpoints
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| *at != leader)
+        .map(|(_, one)| one.clone())
+        .collect();
     wired.newcomer(&others, 77);
     wired.all_know(77);
     pings.none_was_lost();

@@ -136,7 +136,8 @@ fn point_09_of_forged_vxlan_nothing_gets_in_and_of_the_clusters_everything() {
     let heard = (0..20).filter(|_| forged()).count();
     assert_eq!(heard, 0, "of 20 forged packets");
     for peer in &world.cluster.machines[1..] {
-        let heard = (0..20).filter(|_| peer.container.is_heard(peer.container_ip, &ear, one.container_ip)).count();
+        let heard =
+            (0..20).filter(|_| peer.container.is_heard(peer.container_ip, &ear, one.container_ip)).count();
         assert_eq!(heard, 20, "of 20 packets of a member");
     }
     // The ban is ours: where nobody puts it right, a forger among the peers is heard.
@@ -169,14 +170,16 @@ fn both_families_are_carried_by_the_role() {
     };
     meet();
     let env = world.file(0, "subnet.env");
-    for line in ["FLANNEL_IPV6_NETWORK=fd00::/48", "FLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64", "FLANNEL_MTU=1430"] {
+    for line in ["FLANNEL_IPV6_NETWORK=fd00::/48", "FLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64", "FLANNEL_MTU=1430"]
+    {
         assert!(env.contains(line), "{env}");
     }
     world.host(0).run("ip link del flannel-v6.1");
     eventually("the second device is back", || {
         world.host(0).enter(|| {
             let shown = Command::new("ip").args(["-6", "route"]).output().expect("ip");
-            String::from_utf8_lossy(&shown.stdout).contains("fd00:0:0:2::/64 via fd00:0:0:2:: dev flannel-v6.1")
+            String::from_utf8_lossy(&shown.stdout)
+                .contains("fd00:0:0:2::/64 via fd00:0:0:2:: dev flannel-v6.1")
         })
     });
     meet();
@@ -193,7 +196,8 @@ fn both_families_are_carried_by_the_role() {
     outsider.run("ip address add fd77::c8/64 dev eth0 nodad");
     outsider.run("ip route add fd00:0:0:1::/64 via fd77::1");
     outsider.cannot_reach(world.cluster.machines[0].container_ip6());
-    outsider.reaches(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 200));
+    outsider
+        .reaches(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 200));
 }
 
 /// Copies frames between two interfaces, byte by byte, as a bridge in a program does: the checksums that a network card
