@@ -14,7 +14,7 @@ use model::{
 };
 use serde::Serialize;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -111,6 +111,20 @@ impl Firewall {
         }
     }
 
+    /// Whether nothing but peers differs, of any network: then no rule has to change, only the sets that they are in.
+    pub fn same_but_for_peers(&self, other: &Self) -> bool {
+        self.without_peers() == other.without_peers()
+    }
+
+    fn without_peers(&self) -> Self {
+        Self {
+            peers: BTreeSet::new(),
+            v6: self.v6.clone().map(|v6| Firewall6 { peers: BTreeSet::new(), ..v6 }),
+            others: self.others.iter().map(Self::without_peers).collect(),
+            ..self.clone()
+        }
+    }
+
     /// Input of `nft -f -`: puts our table in place of the one that may be there, in one transaction.
     ///
     /// A port that the operator publishes (`docker run -p`) stays reachable: such a connection carries the mark
@@ -164,9 +178,17 @@ table inet muster {{
 
     /// The names of the sets of machines whose packets are taken.
     pub fn sets(&self) -> Vec<String> {
-        self.networks()
-            .flat_map(|network| network.sides().into_iter().map(|side| network.set_name(&side)))
-            .collect()
+        self.peers_by_set().into_keys().collect()
+    }
+
+    /// The machines whose packets are taken, by the names of the sets that they are in: of each network one for each
+    /// family.
+    pub fn peers_by_set(&self) -> BTreeMap<String, BTreeSet<IpAddr>> {
+        let of = |network: &Self| {
+            let sides = network.sides().into_iter();
+            sides.map(|side| (network.set_name(&side), side.peers)).collect::<Vec<_>>()
+        };
+        self.networks().flat_map(of).collect()
     }
 
     fn set_name(&self, side: &Side) -> String {
@@ -175,27 +197,27 @@ table inet muster {{
     }
 
     fn sides(&self) -> Vec<Side> {
-        let texts = |peers: Vec<String>| peers.join(", ");
         let mut sides = vec![Side {
             family: Family::V4,
             network: self.network.into(),
             subnet: self.subnet.net().into(),
-            peers: texts(self.peers.iter().map(ToString::to_string).collect()),
+            peers: self.peers.iter().copied().map(IpAddr::from).collect(),
         }];
         sides.extend(self.v6.as_ref().map(|v6| Side {
             family: Family::V6,
             network: v6.network.into(),
             subnet: v6.subnet.net().into(),
-            peers: texts(v6.peers.iter().map(ToString::to_string).collect()),
+            peers: v6.peers.iter().copied().map(IpAddr::from).collect(),
         }));
         sides
     }
 
     fn set(&self, side: &Side) -> String {
         let (name, kind) = (self.set_name(side), side.pick("ipv4_addr", "ipv6_addr"));
-        let elements = match side.peers.as_str() {
-            "" => String::new(),
-            peers => format!("\t\telements = {{ {peers} }}\n"),
+        let peers: Vec<String> = side.peers.iter().map(ToString::to_string).collect();
+        let elements = match peers.is_empty() {
+            true => String::new(),
+            false => format!("\t\telements = {{ {} }}\n", peers.join(", ")),
         };
         format!("\tset {name} {{\n\t\ttype {kind}\n{elements}\t}}\n")
     }
@@ -327,7 +349,7 @@ struct Side {
     family: Family,
     network: IpNet,
     subnet: IpNet,
-    peers: String,
+    peers: BTreeSet<IpAddr>,
 }
 
 impl Side {
@@ -420,6 +442,31 @@ mod tests {
             !script.contains("udp dport") && script.contains("oifname \"eth0\" ip saddr 10.1.5.0/24"),
             "{script}"
         );
+    }
+
+    #[test]
+    fn peers_alone_change_no_rule() {
+        let one = firewall(&[[192, 168, 77, 2]]);
+        assert!(one.same_but_for_peers(&firewall(&[[192, 168, 77, 3], [192, 168, 77, 4]])));
+        assert!(!one.same_but_for_peers(&Firewall { direct: true, ..one.clone() }));
+        let v6 = Firewall6 {
+            network: "fd00::/48".parse().expect("a network"),
+            subnet: Subnet6::new("fd00:0:0:5::/64".parse().expect("a network")),
+            peers: BTreeSet::from(["fd77::2".parse().expect("an address")]),
+        };
+        let none = Firewall6 { peers: BTreeSet::new(), ..v6.clone() };
+        let (both, fewer) =
+            (Firewall { v6: Some(v6), ..one.clone() }, Firewall { v6: Some(none), ..one.clone() });
+        assert!(both.same_but_for_peers(&fewer) && !both.same_but_for_peers(&one));
+
+        let blue = |peer| Firewall { name: "blue".to_owned(), ..firewall(&[[192, 168, 77, peer]]) };
+        let with = |other: Firewall| Firewall { others: vec![other], ..one.clone() };
+        let (two, three) = (with(blue(2)), with(blue(3)));
+        assert!(two.same_but_for_peers(&three) && !two.same_but_for_peers(&one), "those of another network");
+        assert!(!two.same_but_for_peers(&with(Firewall { vni: 9, ..blue(2) })));
+        let addresses = |firewall: &Firewall| firewall.peers_by_set()["peers_blue"].clone();
+        assert_eq!(addresses(&three), BTreeSet::from([IpAddr::from([192, 168, 77, 3])]));
+        assert_eq!(three.peers_by_set()["peers"], two.peers_by_set()["peers"]);
     }
 
     #[test]

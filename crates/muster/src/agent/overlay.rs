@@ -30,7 +30,7 @@ use anyhow::{Context, Error, Result, ensure};
 use claim::{Claim, Claimed};
 use model::{LeaseId, NetworkConfig, Subnet, SubnetKey, SubnetLease, network::Backend};
 use muster_core::overlay::{self, Desired, Firewall, HOLD, HostFacts, Lease, Mismatch, Op, Roster, Underlay};
-use net::{Changes, Kernel};
+use net::{Applied, Kernel};
 use registry::{Change, Delta, Store, StoreError};
 use std::{collections::BTreeSet, time::Duration};
 use tokio::{
@@ -41,10 +41,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// flannel's own time to live of a subnet's lease.
-const LEASE_TTL: Duration = Duration::from_hours(24);
-/// Between renewals: many may fail before the lease ends.
-const RENEWAL: Duration = Duration::from_hours(1);
+/// flannel's own time to live of a subnet's lease; and many renewals may fail before it ends.
+const TERMS: Terms = Terms { ttl: Duration::from_hours(24), renewal: Duration::from_hours(1) };
 /// Between attempts to take a subnet.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between attempts when it is not the hub's fault: a person has to act.
@@ -59,6 +57,7 @@ pub(super) struct Overlay {
     store: Store,
     kernel: Kernel,
     places: Places,
+    terms: Terms,
     subnet: watch::Sender<Option<Subnet>>,
     ready: watch::Sender<bool>,
     view: View,
@@ -76,7 +75,16 @@ pub(super) struct Overlay {
     docker_network: bool,
     /// When to try again to take what the hub should have of us.
     pending: Option<Instant>,
+    /// The hub has said something since the network was last noted.
+    news: bool,
     renewals: JoinSet<()>,
+}
+
+/// How long the hub keeps a subnet for a machine that is silent, and how often this one is not.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    ttl: Duration,
+    renewal: Duration,
 }
 
 /// What this machine holds.
@@ -106,6 +114,7 @@ impl Overlay {
             store,
             kernel,
             places,
+            terms: TERMS,
             subnet,
             ready,
             view,
@@ -118,6 +127,7 @@ impl Overlay {
             superseded: BTreeSet::new(),
             docker_network: false,
             pending: None,
+            news: false,
             renewals: JoinSet::new(),
         }
     }
@@ -141,33 +151,53 @@ impl Overlay {
         let mut follow = self.store.follow(self.network.keys.prefix());
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The end of a burst of the kernel's announcements.
+        let mut settled = None;
+        // The hub knows nothing of this machine's interfaces.
+        let mut from_hub = false;
         loop {
-            let again = self.round(&mut held).await;
+            if !std::mem::take(&mut from_hub) {
+                self.follow_underlay(&mut held).await;
+            }
+            let again = self.round(&held).await;
+            self.remember(&held);
             if self.pending.is_some_and(|at| at <= Instant::now()) {
                 self.retake(&mut held).await?;
                 continue;
             }
             let wake = again.into_iter().chain(self.pending).min();
-            tokio::select! {
-                delta = follow.next() => match delta {
-                    None => return Ok(()),
-                    Some(delta) => self.hear(delta, &held),
-                },
-                heard = changes.next() => self.gather(&mut changes, heard).await?,
-                () = sleep_until(wake) => {}
-                _ = resync.tick() => self.look_around(&held).await,
+            loop {
+                tokio::select! {
+                    delta = follow.next() => match delta {
+                        None => return Ok(()),
+                        Some(delta) => {
+                            self.hear(delta, &held);
+                            from_hub = true;
+                        }
+                    },
+                    heard = changes.next() => {
+                        if heard.is_none() {
+                            debug!("the kernel's announcements broke off, listening anew");
+                            changes = self.kernel.changes().context("cannot listen to the kernel")?;
+                        }
+                        // A peer that comes meanwhile is not kept waiting.
+                        settled.get_or_insert_with(|| Instant::now() + SETTLE);
+                        continue;
+                    }
+                    () = sleep_until(settled) => settled = None,
+                    () = sleep_until(wake) => {}
+                    _ = resync.tick() => self.look_around(&held).await,
+                }
+                break;
             }
         }
     }
 
-    /// Waits for the end of a burst of announcements.
-    async fn gather(&self, changes: &mut Changes, heard: Option<()>) -> Result<()> {
-        if heard.is_none() {
-            debug!("the kernel's announcements broke off, listening anew");
-            *changes = self.kernel.changes().context("cannot listen to the kernel")?;
+    /// Notes the network as it is known now, for a boot without the hub.
+    fn remember(&mut self, held: &Held) {
+        if std::mem::take(&mut self.news) {
+            self.places.remember(&self.network.name, held, &self.roster.leases());
         }
-        tokio::time::sleep(SETTLE).await;
-        Ok(())
     }
 
     /// Takes in what the hub says.
@@ -208,13 +238,16 @@ impl Overlay {
             warn!(subnet = %held.key, "the lease on the subnet was lost or changed, taking it again");
             self.pending = Some(Instant::now());
         }
-        self.places.remember(&self.network.name, held, &self.roster.leases());
+        self.news = true;
     }
 
     fn hear_config(&mut self, value: Option<&[u8]>, held: &Held) {
         let text = value.and_then(|value| str::from_utf8(value).ok()).unwrap_or_default();
         if text.parse().as_ref() != Ok(&held.config) {
             info!("the network's configuration changed");
+            self.pending = Some(Instant::now());
+        } else if self.pending.is_some() {
+            // What was refused may be gone.
             self.pending = Some(Instant::now());
         }
     }
@@ -226,7 +259,7 @@ impl Overlay {
         self.devices = cached.as_ref().map(files::Cache::devices).unwrap_or_default();
         let mut complained = false;
         loop {
-            match self.try_take(cached.as_ref().map(|cache| cache.subnet)).await {
+            match self.try_take(cached.as_ref().map(|cache| cache.subnet), None).await {
                 Ok(Some(held)) => return held,
                 Ok(None) => debug!("another machine was faster, choosing again"),
                 Err(error) => {
@@ -249,7 +282,7 @@ impl Overlay {
     /// Brings the hub up to date about this machine, and this machine about the configuration. What cannot be done
     /// leaves everything as it was, and is tried again.
     async fn retake(&mut self, held: &mut Held) -> Result<()> {
-        match self.try_take(Some(held.key)).await {
+        match self.try_take(Some(held.key), Some(&held.config)).await {
             Ok(Some(new)) => {
                 self.pending = None;
                 if new.key != held.key {
@@ -274,7 +307,12 @@ impl Overlay {
         Ok(())
     }
 
-    async fn try_take(&mut self, previous: Option<SubnetKey>) -> Result<Option<Held>> {
+    /// A hub that has forgotten the network is told `config` again.
+    async fn try_take(
+        &mut self,
+        previous: Option<SubnetKey>,
+        config: Option<&NetworkConfig>,
+    ) -> Result<Option<Held>> {
         let section = &self.machine.config.overlay;
         let underlay = self.kernel.underlay(section.interface.as_deref()).await?;
         let facts = self.kernel.facts().await?;
@@ -288,11 +326,17 @@ impl Overlay {
             store: &self.store,
             keys: &network.keys,
             machine: &self.machine.id,
-            network: network.is_first().then_some(section.network),
+            network: match config {
+                Some(config) => Some(config.clone()),
+                None if network.is_first() => {
+                    Some(NetworkConfig::vxlan(section.network).context("in [overlay] network")?)
+                }
+                None => None,
+            },
             underlay: &underlay,
             wireguard: &wireguard,
             previous,
-            ttl: LEASE_TTL,
+            ttl: self.terms.ttl,
             check: &check,
         };
         let Some(Claimed { config, key, value, lease, others }) = claim.take().await? else {
@@ -303,7 +347,7 @@ impl Overlay {
         }
         self.renewals.abort_all();
         if let Some(lease) = lease {
-            self.renewals.spawn(renew(self.store.clone(), lease));
+            self.renewals.spawn(renew(self.store.clone(), lease, self.terms.renewal));
         }
         self.view.problem(None);
         info!(subnet = %key, underlay = %underlay.name, address = %underlay.address, "subnet held");
@@ -367,9 +411,8 @@ impl Overlay {
     }
 
     /// One comparison of what is with what should be. Says when to make the next, if that is known.
-    async fn round(&mut self, held: &mut Held) -> Option<Instant> {
+    async fn round(&mut self, held: &Held) -> Option<Instant> {
         let start = Instant::now();
-        self.follow_underlay(held).await;
         let again = self.roster.settle(self.started.elapsed());
         let leases = self.roster.leases();
         let desired = self.desired(held, &leases);
@@ -433,19 +476,15 @@ impl Overlay {
         for desired in desired {
             let observed = self.kernel.observe(desired).await?;
             let plan = overlay::plan(desired, &observed);
-            let mut made = 0;
-            for op in &plan {
-                match self.kernel.apply(op).await {
-                    Ok(()) => made += 1,
-                    // One peer that cannot be reached is no reason to leave out the others.
-                    Err(error) => outcome = outcome.and(Err(Error::new(error))),
-                }
-            }
+            let Applied { made, failures } = self.kernel.apply_all(&plan).await;
+            // One peer that cannot be reached is no reason to leave out the others.
+            outcome =
+                failures.into_iter().fold(outcome, |outcome, error| outcome.and(Err(Error::new(error))));
             if made > 0 {
                 info!(changes = made, repaired = settled, peers = desired.peers.len(), "datapath changed");
             }
             if settled {
-                self.view.repaired(made);
+                self.view.repaired(made as u64);
             }
             if let (Some(device), None) = (desired.device(), &observed.device) {
                 let there = self.kernel.exists(device).await?;
@@ -495,20 +534,20 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// Keeps the subnet's lease for as long as the daemon runs; it outlives restarts by its length.
-async fn renew(store: Store, lease: LeaseId) {
+async fn renew(store: Store, lease: LeaseId, every: Duration) {
     let mut complained = false;
     loop {
         let renewed = async { store.keeper(lease).await?.renew().await };
         match renewed.await {
             Ok(()) => {
                 complained = false;
-                tokio::time::sleep(RENEWAL).await;
+                tokio::time::sleep(every).await;
             }
             // Its key goes with it, which the follower of the subnets sees.
             Err(StoreError::LeaseEnded(_)) => return,
             Err(error) => {
                 complain(&mut complained, &error, "lease on the subnet not renewed");
-                tokio::time::sleep(PAUSE * 20).await;
+                tokio::time::sleep(every.min(PAUSE * 20)).await;
             }
         }
     }

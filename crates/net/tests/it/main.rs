@@ -3,6 +3,7 @@
 //! them the tests fail.
 
 mod datapath;
+mod dual;
 mod firewall;
 mod lab;
 mod namespace;

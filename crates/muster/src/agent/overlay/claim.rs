@@ -5,7 +5,6 @@
 //! its lease.
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
 use model::{
     LeaseId, MachineId, NetworkConfig, SubnetKey, SubnetLease, keys::NetworkKeys, network::NodeRecord,
 };
@@ -23,7 +22,7 @@ pub(super) struct Claim<'a> {
     pub(super) keys: &'a NetworkKeys,
     pub(super) machine: &'a MachineId,
     /// The network, if the hub has no configuration yet; none: somebody else has to write one.
-    pub(super) network: Option<Ipv4Net>,
+    pub(super) network: Option<NetworkConfig>,
     pub(super) underlay: &'a Underlay,
     /// WireGuard's public key in base64, for a network that needs one.
     pub(super) wireguard: &'a (dyn Fn() -> Result<String> + Sync),
@@ -139,13 +138,12 @@ impl Claim<'_> {
             let text = str::from_utf8(&kv.value).with_context(|| format!("{key} is no UTF-8"))?;
             return text.parse().map(Some).with_context(|| format!("in {key}"));
         }
-        let Some(network) = self.network else {
+        let Some(network) = &self.network else {
             bail!(
                 "there is no {key} yet: write one, such as {{\"Network\":\"10.2.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\",\"VNI\":2}}}}"
             );
         };
-        let config = NetworkConfig::vxlan(network).context("in [overlay] network")?;
-        let write = Write::put(key.clone(), config.to_json());
+        let write = Write::put(key.clone(), network.to_json());
         // Whoever was faster decides.
         self.store.commit(&[Guard::Absent(key)], &[write]).await?;
         Ok(None)

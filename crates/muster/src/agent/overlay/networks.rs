@@ -9,12 +9,13 @@ use crate::config::OverlaySection;
 use anyhow::{Context, Result, ensure};
 use model::{NetworkConfig, keys::NetworkKeys};
 use muster_core::overlay::{self, Firewall, ROUTE_PROTOCOL, ROUTE_PROTOCOLS};
-use net::Kernel;
+use net::{Kernel, RulesMark};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync;
+use tracing::debug;
 
 /// One of the machine's cluster networks.
 #[derive(Debug, Clone)]
@@ -84,9 +85,10 @@ struct InForce {
 #[derive(Debug, PartialEq)]
 struct Rules {
     firewall: Firewall,
-    /// Which bridges were there: Docker's own chains come with its bridge, and ours must be jumped to from them.
+    /// Which bridges were there.
     bridges: Vec<bool>,
-    mark: u64,
+    /// Docker's own chains come some time after its bridge, and ours must be jumped to from them.
+    mark: RulesMark,
 }
 
 impl Shared {
@@ -114,24 +116,57 @@ impl Shared {
     pub(super) async fn enforce(&self, kernel: &Kernel, own: Firewall) -> Result<bool> {
         let mut state = self.rules.lock().await;
         state.firewalls.insert(own.name.clone(), own);
-        let mut all = state.firewalls.values().cloned();
+        let wanted = state.wanted(kernel).await?;
+        state.enforce(wanted).await
+    }
+}
+
+impl InForce {
+    /// The rules of all networks, and what is there of them now.
+    async fn wanted(&self, kernel: &Kernel) -> Result<Rules> {
+        let mut all = self.firewalls.values().cloned();
         let first = all.next().context("there is one at least")?;
         let firewall = Firewall { others: all.collect(), ..first };
         let mut bridges = Vec::new();
         for name in firewall.bridges.iter().chain(firewall.others.iter().flat_map(|other| &other.bridges)) {
             bridges.push(kernel.exists(name).await?);
         }
-        let sets = firewall.sets();
-        let wanted = Rules { firewall, bridges, mark: net::rules_mark(&sets).await? };
-        if state.rules.as_ref() == Some(&wanted) {
+        let mark = net::rules_mark(&firewall.sets()).await?;
+        Ok(Rules { firewall, bridges, mark })
+    }
+
+    /// Changes what differs from `wanted`: the peers alone, where it is only they. Says whether it was somebody else's
+    /// doing.
+    async fn enforce(&mut self, wanted: Rules) -> Result<bool> {
+        let Some(before) = self.rules.take() else { return self.lay_down(wanted).await.map(|()| false) };
+        if before == wanted {
+            self.rules = Some(before);
             return Ok(false);
         }
-        let same = |rules: &Rules| (&rules.firewall, &rules.bridges) == (&wanted.firewall, &wanted.bridges);
-        let repaired = state.rules.as_ref().is_some_and(same);
-        state.rules = None;
-        net::apply_firewall(&wanted.firewall).await?;
-        let mark = net::rules_mark(&sets).await?;
-        state.rules = Some(Rules { mark, ..wanted });
+        let whole = (&before.bridges, before.mark) == (&wanted.bridges, wanted.mark);
+        if whole && before.firewall.same_but_for_peers(&wanted.firewall) {
+            match net::change_peers(&before.firewall, &wanted.firewall).await {
+                Ok(()) => {
+                    let mark = net::rules_mark(&wanted.firewall.sets()).await?;
+                    self.rules = Some(Rules { mark, ..wanted });
+                    return Ok(false);
+                }
+                Err(error) => debug!(%error, "all rules are put in place instead"),
+            }
+        }
+        let unasked = (&before.firewall, &before.bridges) == (&wanted.firewall, &wanted.bridges);
+        let repaired = unasked && before.mark.own != wanted.mark.own;
+        self.lay_down(wanted).await?;
         Ok(repaired)
+    }
+
+    /// Puts all rules in place.
+    async fn lay_down(&mut self, wanted: Rules) -> Result<()> {
+        net::apply_firewall(&wanted.firewall).await?;
+        // Docker's chain may have come meanwhile, without a jump in it: then the next look finds a difference.
+        let after = net::rules_mark(&wanted.firewall.sets()).await?;
+        let mark = RulesMark { docker: wanted.mark.docker, ..after };
+        self.rules = Some(Rules { mark, ..wanted });
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use super::{
     super::Network,
     Running, World, eventually,
     lab::{Machine, Namespace},
+    own_lease, underlay,
 };
 use crate::config::overlay::{NetworkSection, OverlaySection};
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -128,6 +129,20 @@ fn point_15_several_networks_from_one_process() {
     world.host(0).run("ip route add 10.99.0.0/24 via 192.168.77.9");
     all_meet();
     assert_eq!(repaired(), before, "they take each other's rules for damage");
+
+    // A peer that comes to one of them changes that one's set, and no rule.
+    let handles = || world.host(0).run("nft --handle list chain inet muster forward");
+    let set = |name: &str| world.host(0).run(&format!("nft list set inet muster {name}"));
+    let rules = handles();
+    let config = r#"{"Network":"10.2.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#.parse().expect("valid");
+    let lease = own_lease(&format!("{:032x}", 99).parse().expect("an id"), &config, &underlay(99), None);
+    // Who takes a subnet takes one of the first hundred.
+    let key = "/coreos.com/network/blue/subnets/10.2.200.0-24";
+    world.put(key, &serde_json::to_string(&lease).expect("renders"));
+    eventually("it has a route", || world.host(0).run("ip route").contains("10.2.200.0/24 via"));
+    assert!(set("peers_blue").contains("192.168.77.99") && !set("peers").contains("192.168.77.99"));
+    assert_eq!(handles(), rules, "all rules were put in place for a peer");
+    assert_eq!(repaired(), before, "a peer is no damage");
 
     // What cannot be together is refused, and changes nothing.
     for (config, told) in [
