@@ -18,7 +18,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder, new_connection};
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap},
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -128,6 +128,7 @@ impl Kernel {
     }
 
     /// What the kernel has of what `desired` is about: our device and what is on it, and our routes.
+    #[expect(clippy::map_entry, reason = "the kernel is asked in between")]
     pub async fn observe(&self, desired: &Desired) -> Result<Observed, NetError> {
         let device = match desired.device() {
             Some(name) => self.link(LinkUnspec::new_with_name(name).build()).await?,
@@ -150,18 +151,16 @@ impl Kernel {
         }
         let routes = self.routes(desired.family).await?;
         let routes = routes.iter().filter_map(read::route);
-        let mut names: HashMap<u32, String> = HashMap::new();
+        let mut names = HashMap::new();
         for (link, mut route) in routes {
             if Some(link) == index {
                 route.device = desired.device().unwrap_or_default().to_owned();
             } else if route.protocol == desired.protocol {
-                route.device = match names.entry(link) {
-                    Entry::Occupied(known) => known.get().clone(),
-                    Entry::Vacant(unknown) => {
-                        let link = self.link(LinkUnspec::new_with_index(link).build()).await?;
-                        unknown.insert(link.as_ref().map(read::name).unwrap_or_default()).clone()
-                    }
-                };
+                if !names.contains_key(&link) {
+                    let link_there = self.link(LinkUnspec::new_with_index(link).build()).await?;
+                    names.insert(link, link_there.as_ref().map(read::name).unwrap_or_default());
+                }
+                route.device = names[&link].clone();
             } else {
                 continue;
             }
@@ -214,8 +213,8 @@ impl Kernel {
     async fn indexes<'a>(&self, ops: &'a [Op]) -> Result<HashMap<&'a str, Option<u32>>, NetError> {
         let mut indexes = HashMap::new();
         for name in ops.iter().map(device) {
-            if let Entry::Vacant(unknown) = indexes.entry(name) {
-                unknown.insert(self.find(name).await?);
+            if !indexes.contains_key(name) {
+                indexes.insert(name, self.find(name).await?);
             }
         }
         Ok(indexes)
