@@ -37,12 +37,7 @@ pub async fn change_peers(from: &Firewall, to: &Firewall) -> Result<(), NetError
     outcome.map_err(|source| NetError::Refused { action: "change the peers in nftables".to_owned(), source })
 }
 
-fn difference(
-    set: &str,
-    from: &BTreeSet<IpAddr>,
-    to: &BTreeSet<IpAddr>,
-    changes: &mut Vec<(u16, Vec<u8>)>,
-) {
+fn difference(set: &str, from: &BTreeSet<IpAddr>, to: &BTreeSet<IpAddr>, changes: &mut Vec<(u16, Vec<u8>)>) {
     let (new, gone): (Vec<_>, Vec<_>) = (to.difference(from).collect(), from.difference(to).collect());
     for (kind, peers) in [(NEW_SET_ELEMENTS, new), (DELETE_SET_ELEMENTS, gone)] {
         changes.extend(peers.chunks(IN_A_MESSAGE).map(|peers| (kind, elements(set, peers))));
