@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster-target
 STATIC := -- -C target-feature=+crt-static
 
-.PHONY: demo demo-down test lint bench bench-discovery bench-engine bench-gateway bench-hub setup
+.PHONY: demo demo-down test lint bench bench-discovery bench-engine bench-gateway bench-hub bench-overlay setup
 
 # The story on four real machines; leaves the cluster running.
 demo: setup
@@ -59,6 +59,12 @@ bench-gateway: setup
 bench-hub: setup
 	cargo build --release --package hub-bench
 	$(CARGO_TARGET_DIR)/release/hub-bench
+
+# The cluster network beside one made by hand; rewrites bench/overlay.md. Takes some five minutes, root and a quiet
+# machine; installs Debian's ethtool and wireguard-go.
+bench-overlay: setup
+	cargo build --release --package muster --package overlay-bench
+	$(CARGO_TARGET_DIR)/release/overlay-bench
 
 # Debian's packages.
 setup:

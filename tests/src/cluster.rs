@@ -93,15 +93,18 @@ pub(crate) fn built() -> Result<PathBuf> {
     Ok(directory.to_owned())
 }
 
-/// The directory that machines see as /usr/local/bin: muster, and the older names by which it is called.
+/// The directory that machines see as /usr/local/bin: muster, the older names by which it is called, and the app, for
+/// units that are no containers.
 pub fn programs() -> Result<PathBuf> {
     let built = built()?;
     let bin = built.join("lab-bin");
     fs::create_dir_all(&bin)?;
     // By renaming, because machines that are up may be running the old one.
-    let staged = bin.join(".muster.new");
-    fs::copy(built.join("muster"), &staged)?;
-    fs::rename(&staged, bin.join("muster"))?;
+    for program in ["muster", "someapp"] {
+        let staged = bin.join(format!(".{program}.new"));
+        fs::copy(built.join(program), &staged)?;
+        fs::rename(&staged, bin.join(program))?;
+    }
     for name in ["etcdctl", "fleetctl"] {
         if fs::symlink_metadata(bin.join(name)).is_err() {
             std::os::unix::fs::symlink("muster", bin.join(name))?;

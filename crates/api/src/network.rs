@@ -15,15 +15,21 @@ use axum::{
     routing::get,
 };
 use hyper::Method;
-use model::{MachineId, SubnetKey};
+use model::{MachineId, SubnetKey, UnitName};
 use serde::{Deserialize, Serialize};
-use std::{future::Future, net::IpAddr};
+use std::{
+    future::Future,
+    net::{IpAddr, Ipv4Addr},
+};
 
 /// `GET /v1/network`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NetworkStatus {
     /// Which machine.
     pub machine: Option<MachineId>,
+    /// Which of its networks; empty for the one that every machine has.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Whether the datapath and the rules are as they should be.
     pub ready: bool,
     /// What keeps it from being so, or what was refused; the datapath stays as it was meanwhile.
@@ -55,6 +61,21 @@ pub struct NetworkStatus {
     pub last_round: u64,
     /// The other machines.
     pub peers: Vec<NetworkPeer>,
+    /// Units of this machine that have an address of their own, by their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<UnitAddress>,
+    /// The machine's other networks, which have none themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<NetworkStatus>,
+}
+
+/// A unit with `Address=own`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnitAddress {
+    /// Which unit.
+    pub unit: UnitName,
+    /// What it has.
+    pub address: Ipv4Addr,
 }
 
 /// Another machine.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, StatusCode, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use ipnet::Ipv4Net;
 use serde::Deserialize;
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 use tokio::{net::UnixStream, sync::mpsc};
@@ -78,6 +79,24 @@ pub struct Container {
     pub host_network: bool,
     /// What its own health check says: `starting`, `healthy` or `unhealthy`; none if it has none.
     pub health: Option<String>,
+}
+
+/// A network that containers may be on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// What it gives away.
+    pub pools: Vec<Pool>,
+}
+
+/// Addresses that a network gives away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// The network's own.
+    pub subnet: Ipv4Net,
+    /// The part of it that containers get: all of it, unless the network says otherwise.
+    pub range: Ipv4Net,
 }
 
 /// What happens.
@@ -157,6 +176,37 @@ struct Listed {
 }
 
 #[derive(Deserialize)]
+struct ListedNetwork {
+    #[serde(rename = "Name")]
+    name: String,
+    #[serde(rename = "IPAM", default)]
+    ipam: ListedIpam,
+}
+
+#[derive(Deserialize, Default)]
+struct ListedIpam {
+    /// Docker says null for networks that have no addresses.
+    #[serde(rename = "Config", default)]
+    config: Option<Vec<ListedPool>>,
+}
+
+#[derive(Deserialize)]
+struct ListedPool {
+    #[serde(rename = "Subnet", default)]
+    subnet: String,
+    #[serde(rename = "IPRange", default)]
+    range: String,
+}
+
+impl ListedPool {
+    /// None for one of IPv6.
+    fn pool(&self) -> Option<Pool> {
+        let subnet = self.subnet.parse().ok()?;
+        Some(Pool { subnet, range: self.range.parse().unwrap_or(subnet) })
+    }
+}
+
+#[derive(Deserialize)]
 struct Happened {
     #[serde(rename = "Action", default)]
     action: String,
@@ -204,6 +254,16 @@ impl Engine {
         let text = self.get(&format!("/containers/json?filters={}", encode(&filter))).await?;
         let found: Vec<Listed> = serde_json::from_slice(&text)?;
         Ok(found.into_iter().next().map(|listed| listed.id))
+    }
+
+    /// The networks that there are.
+    pub async fn networks(&self) -> Result<Vec<Network>, EngineError> {
+        let found: Vec<ListedNetwork> = serde_json::from_slice(&self.get("/networks").await?)?;
+        let network = |found: ListedNetwork| {
+            let pools = found.ipam.config.unwrap_or_default();
+            Network { name: found.name, pools: pools.iter().filter_map(ListedPool::pool).collect() }
+        };
+        Ok(found.into_iter().map(network).collect())
     }
 
     /// What happens to containers from now on, for as long as the receiver is kept.

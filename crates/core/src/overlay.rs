@@ -16,6 +16,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+mod addresses;
 mod doctor;
 mod env;
 mod firewall;
@@ -24,13 +25,14 @@ mod plan;
 mod roster;
 mod subnet;
 
+pub use addresses::{choose_address, container_range, port_name, unit_range};
 pub use doctor::{Culprit, Probes, diagnose};
 pub use env::{cni_config, docker_env, subnet_env};
 pub use firewall::{Firewall, Firewall6, IptablesRules, Jump};
-pub use host::{Clash, HostFacts, clashes};
+pub use host::{Clash, HostFacts, clashes, clashes_between};
 pub use plan::{
-    Device, FdbEntry, Mismatch, Neighbour, Observed, ObservedDevice, Op, ROUTE_PROTOCOL, Route, Tunnel,
-    Vxlan, plan,
+    Device, FdbEntry, Mismatch, Neighbour, Observed, ObservedDevice, Op, ROUTE_PROTOCOL, ROUTE_PROTOCOLS,
+    Route, Tunnel, Vxlan, plan,
 };
 pub use roster::{HOLD, Roster};
 pub use subnet::{Choice, Claimant, Lease, choose_subnet, desired_peers, vtep_mac};
@@ -123,6 +125,8 @@ pub struct Desired {
     pub underlay: String,
     /// What containers may send at once, in bytes.
     pub mtu: u32,
+    /// The mark of its routes.
+    pub protocol: u8,
     /// Every other machine's subnet.
     pub peers: BTreeMap<IpNet, Peer>,
 }
@@ -192,7 +196,7 @@ impl Desired {
             Backend::HostGw | Backend::Alloc => None,
         };
         let peers = desired_peers(family, leases, key, config, underlay);
-        Self { family, tunnel, underlay: underlay.name.clone(), mtu, peers }
+        Self { family, tunnel, underlay: underlay.name.clone(), mtu, protocol: ROUTE_PROTOCOL, peers }
     }
 
     /// Our device's name, if the backend has one.

@@ -118,6 +118,55 @@ pub fn event(id: &EventId) -> String {
     format!("{EVENTS}{id}")
 }
 
+/// The keys of one cluster network, below a prefix of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkKeys {
+    prefix: String,
+}
+
+impl Default for NetworkKeys {
+    fn default() -> Self {
+        Self::new(NETWORK)
+    }
+}
+
+impl NetworkKeys {
+    /// Those below `prefix`, which may end with `/`.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: format!("{}/", prefix.trim_end_matches('/')) }
+    }
+
+    /// Before all of them.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// As [`NETWORK_CONFIG`].
+    pub fn config(&self) -> String {
+        format!("{}config", self.prefix)
+    }
+
+    /// As [`subnet`].
+    pub fn subnet(&self, subnet: impl Into<SubnetKey>) -> String {
+        format!("{}subnets/{}", self.prefix, subnet.into())
+    }
+
+    /// What [`Self::subnet`] was made of.
+    pub fn subnet_of(&self, key: &str) -> Option<SubnetKey> {
+        key.strip_prefix(&self.prefix)?.strip_prefix("subnets/")?.parse().ok()
+    }
+
+    /// As [`network_node`].
+    pub fn node(&self, machine: &MachineId) -> String {
+        format!("{}nodes/{machine}", self.prefix)
+    }
+
+    /// The machine that [`Self::node`] was made of.
+    pub fn node_of<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.prefix)?.strip_prefix("nodes/")
+    }
+}
+
 /// The lease of `subnet`.
 pub fn subnet(subnet: impl Into<SubnetKey>) -> String {
     format!("{SUBNETS}{}", subnet.into())

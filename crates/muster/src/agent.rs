@@ -4,6 +4,8 @@
 //! Invariants: a role that fails is said so and, where it can, tries on; what runs on the machine is never touched
 //! by the daemon's own end. Only a machine that shuts down says good-bye to the cluster.
 
+/// Units with addresses of their own.
+pub(crate) mod addresses;
 /// What this machine's outputs serve, told to whoever drains.
 mod applied;
 /// The machine's orderly way out of the cluster.
@@ -72,6 +74,8 @@ use tracing::{error, info, warn};
 const SHUTDOWN: Duration = Duration::from_secs(3);
 /// What giving up the lead may take: one call to the hub.
 const STEP_DOWN: Duration = Duration::from_millis(500);
+/// Where flannel has the files of networks with a name.
+const NETWORKS_DIR: &str = "/run/flannel/networks";
 /// Between attempts to reach a hub that has never answered.
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 
@@ -125,14 +129,45 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
 
     // Nothing here can be reached through the hub.
     let unregistered = watch::Sender::new(true);
-    let (metrics, mut network) = (metrics::Metrics::default(), None);
+    let (metrics, mut networks) = (metrics::Metrics::default(), Vec::new());
     let (ready, mut overlay_ready) = watch::channel(!machine.config.overlay.enabled);
     if machine.config.overlay.enabled {
-        let places = overlay::Places { state: STATE_DIR.into(), run: RUN_DIR.into() };
-        let overlay = overlay::Overlay::new(machine.clone(), store.clone(), kernel, places, subnet, ready);
-        overlay.view().measure(&metrics);
-        network = Some(overlay.view());
-        roles.spawn(overlay.run(stop.clone()));
+        let places =
+            overlay::Places { state: STATE_DIR.into(), run: RUN_DIR.into(), networks: NETWORKS_DIR.into() };
+        let all = overlay::Network::all(&machine.config.overlay);
+        // The machine is ready when the network is that every machine has.
+        let mut told = Some((subnet, ready));
+        for network in all {
+            let kernel = net::Kernel::connect().await?;
+            let (own, first) = (told.take(), network.is_first());
+            let told = own.unwrap_or_else(|| (watch::Sender::new(None), watch::Sender::new(false)));
+            let overlay =
+                overlay::Overlay::new(machine.clone(), network, store.clone(), kernel, places.clone(), told);
+            if first {
+                overlay.view().measure(&metrics);
+            }
+            networks.push(overlay.view());
+            let (stop, mut before) = (stop.clone(), overlay_ready.clone());
+            roles.spawn(async move {
+                // The others come after it, so that of two that cannot be there together it is the one.
+                if !first {
+                    tokio::select! {
+                        _ = before.wait_for(|ready| *ready) => {}
+                        () = stop.cancelled() => return Ok(()),
+                    }
+                }
+                match overlay.run(stop).await {
+                    Err(error) if !first => {
+                        // All else on this machine is more important than a further network.
+                        error!(error = format!("{error:#}"), "a network is not looked after any more");
+                        Ok(())
+                    }
+                    other => other,
+                }
+            });
+        }
+    } else {
+        addresses::tell(Path::new(RUN_DIR), None, &machine.config)?;
     }
     let (mut systemd, mut fenced) = (None, None);
     if machine.config.agent.enabled {
@@ -172,6 +207,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
             admitted,
         };
         roles.spawn(presence.run());
+        roles.spawn(addresses::keep(bus.clone(), named.clone(), stop.clone()));
         let units = units::Units::new(machine.clone(), store.clone(), bus.clone(), inputs)?;
         fenced = Some(units.fenced());
         roles.spawn(units.run(events, stop.clone()));
@@ -218,7 +254,7 @@ pub async fn run(read: impl Fn() -> Result<Config>) -> Result<()> {
         }
         roles.spawn(applied.run(machine.clone(), store.clone(), session.lease(), services));
     }
-    let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone(), network, metrics);
+    let service = service::Hub::new(machine.clone(), store.clone(), systemd.clone(), networks, metrics);
     serve(&machine, service, &stop, &mut roles).await?;
 
     let mut announced = false;

@@ -265,6 +265,16 @@ enum Command {
         /// The unit.
         unit: UnitName,
     },
+    /// Make or remove the address of a unit with Address=own. systemd runs it; you need not.
+    ///
+    /// Example: systemctl status muster-address@web@1.service.service
+    #[command(hide = true)]
+    UnitAddress {
+        /// Whether the unit is about to start, or has stopped.
+        which: Address,
+        /// The unit.
+        unit: UnitName,
+    },
     /// Serve, back up, check and move the hub: an etcd v3 server.
     ///
     /// Example: muster hub snapshot save /var/backups/hub.db
@@ -285,6 +295,13 @@ enum Command {
     ///
     /// Example: muster lab up 4
     Lab(lab::LabArgs),
+}
+
+/// What becomes of a unit's own address.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Address {
+    Up,
+    Down,
 }
 
 #[derive(Args)]
@@ -330,6 +347,14 @@ pub fn run() -> Result<ExitCode> {
             let pid = std::env::var("MAINPID").ok().filter(|pid| !pid.is_empty());
             let alive = pid.is_some_and(|pid| std::path::Path::new("/proc").join(pid).exists());
             agent::registrar::ask(&unit, alive)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::UnitAddress { which: Address::Up, unit } => {
+            client_runtime()?.block_on(agent::addresses::up(&unit))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::UnitAddress { which: Address::Down, unit } => {
+            agent::addresses::down(&unit)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Hub(hub) if hub.serves() => {
@@ -416,6 +441,7 @@ async fn ask(client: &api::Client, command: Command) -> Result<ExitCode> {
         | Command::Completion(_)
         | Command::Man(_) => unreachable!("these ask nobody"),
         Command::DrainUnit { .. }
+        | Command::UnitAddress { .. }
         | Command::Agent(_)
         | Command::Fence
         | Command::Hub(_)

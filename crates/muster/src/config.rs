@@ -3,12 +3,16 @@
 //! Where a value comes from: a variable `MUSTER_<SECTION>_<FIELD>` (e.g. `MUSTER_HUB_LISTEN`) beats the file,
 //! the file beats the default. `muster config` shows the result and which one won.
 
+/// The cluster networks.
+pub(crate) mod overlay;
+
+pub use overlay::OverlaySection;
+
 use crate::agent::files::Kept;
 use access::{Access, Login, Password};
 use anyhow::{Context, Result, bail, ensure};
 use dns::DnsConfig;
 use gateway::GatewayConfig;
-use ipnet::Ipv4Net;
 use nginx::NginxConfig;
 use render::Resource;
 use serde::{Deserialize, Deserializer};
@@ -241,25 +245,6 @@ pub struct RegistrarSection {
     pub container_socket: PathBuf,
 }
 
-/// `[overlay]`
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct OverlaySection {
-    /// Whether this machine is on the cluster network.
-    pub enabled: bool,
-    /// The cluster network, used when the hub has no network configuration yet.
-    pub network: Ipv4Net,
-    /// The interface, or its address, by which other machines are reached; the default route's by default.
-    pub interface: Option<String>,
-    /// The bridge that containers are on.
-    pub bridge: String,
-    /// A Docker network to make with this machine's subnet, beside the default one. None by default. Containers on it
-    /// are on the cluster network; the default bridge then needs another subnet, or none of ours.
-    pub docker_network: Option<String>,
-    /// Where to write a CNI configuration with this machine's subnet, for other runtimes than Docker. None by default.
-    pub cni_config: Option<PathBuf>,
-}
-
 /// `[router]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -355,20 +340,6 @@ impl Default for RegistrarSection {
     }
 }
 
-impl Default for OverlaySection {
-    fn default() -> Self {
-        let network = Ipv4Net::new(Ipv4Addr::new(10, 1, 0, 0), 16).expect("16 is a prefix length");
-        Self {
-            enabled: true,
-            network,
-            interface: None,
-            bridge: "docker0".to_owned(),
-            docker_network: None,
-            cni_config: None,
-        }
-    }
-}
-
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text)
@@ -385,7 +356,7 @@ pub enum Origin {
 }
 
 /// Every field that a variable can set, with its default as `muster config` shows it.
-pub const FIELDS: [(&str, &str); 54] = [
+pub const FIELDS: [(&str, &str); 56] = [
     ("machine.name", "the host name"),
     ("machine.address", "that of the default route's interface"),
     ("machine.metadata", "{}"),
@@ -414,6 +385,8 @@ pub const FIELDS: [(&str, &str); 54] = [
     ("registrar.container-socket", "\"/var/run/docker.sock\""),
     ("overlay.docker-network", "none"),
     ("overlay.cni-config", "none"),
+    ("overlay.unit-addresses", "true"),
+    ("overlay.networks", "{}"),
     ("router.nginx.enabled", "false"),
     ("router.nginx.listen", "80"),
     ("router.nginx.ports", "{}"),
@@ -489,6 +462,7 @@ fn parse(text: &str, name: &str, environment: impl Fn(&str) -> Option<String>) -
     }
     let config: Config = table.clone().try_into().with_context(|| format!("in {name}"))?;
     config.hub.check().with_context(|| format!("in {name}"))?;
+    config.overlay.check().with_context(|| format!("in {name}"))?;
     Ok(Loaded { config, table, origins })
 }
 
@@ -521,7 +495,7 @@ fn set(table: &mut toml::Table, parts: &[&str], value: toml::Value) {
 mod tests {
     use super::*;
 
-    fn with(text: &str, variables: &[(&str, &str)]) -> Result<Loaded> {
+    pub(super) fn with(text: &str, variables: &[(&str, &str)]) -> Result<Loaded> {
         let find =
             |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
         parse(text, "muster.toml", find)

@@ -3,7 +3,7 @@
 //! Not here: what changed. Whoever hears the signal reads everything again, so a lost announcement costs nothing as
 //! long as a later one comes, and any number of them is worth one.
 
-use crate::{NetError, rules::watch};
+use crate::{NetError, rules::nfnetlink};
 use futures_util::StreamExt;
 use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
 use rtnetlink::{
@@ -41,7 +41,7 @@ impl Changes {
         let (sender, signal) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
-        match watch::listen() {
+        match nfnetlink::listen() {
             Ok(socket) => drop(tasks.spawn(hear_rules(socket, sender.clone()))),
             Err(error) => debug!(%error, "nftables' changes are not announced here"),
         }

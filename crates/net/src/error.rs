@@ -56,6 +56,26 @@ pub enum NetError {
         /// The interface.
         name: String,
     },
+    /// A network namespace could not be made, entered or removed.
+    #[error("could not set up the network namespace {path}")]
+    Namespace {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A bridge that is not ours has another address.
+    #[error(
+        "bridge `{name}` does not have {address}: if it is Docker's, install Docker's drop-in and `systemctl restart \
+         docker`, so that it takes this machine's subnet; otherwise name another in [overlay] bridge"
+    )]
+    ForeignBridge {
+        /// The bridge.
+        name: String,
+        /// What it should have.
+        address: String,
+    },
     /// A program could not be run.
     #[error("could not run `{program}`: is it installed?")]
     Spawn {

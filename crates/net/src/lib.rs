@@ -10,11 +10,17 @@
 mod changes;
 mod error;
 mod kernel;
+pub mod namespace;
 mod rules;
 pub mod wireguard;
 
 pub use changes::Changes;
 pub use error::NetError;
-pub use kernel::Kernel;
+pub use kernel::{Applied, Kernel};
 pub use muster_core::overlay::Underlay;
-pub use rules::{apply_firewall, enable_forwarding, enable_forwarding6, remove_firewall, watch::rules_mark};
+pub use rules::{
+    apply_firewall, enable_forwarding, enable_forwarding6,
+    peers::change_peers,
+    remove_firewall,
+    watch::{RulesMark, rules_mark},
+};

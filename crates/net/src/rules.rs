@@ -3,6 +3,8 @@
 //! Not here: the rules' text, which `muster_core::overlay::Firewall` writes. Invariant: our nftables table is
 //! replaced in one transaction, so there is no moment without rules; a rule that is not ours is never removed.
 
+pub(crate) mod nfnetlink;
+pub(crate) mod peers;
 pub(crate) mod watch;
 
 use crate::NetError;
@@ -45,7 +47,8 @@ fn enable(path: &str) -> Result<(), NetError> {
 /// Puts the rules in place, whatever part of them is there already. Where there is no `iptables` there is no policy
 /// of its to overcome, and nftables is enough.
 ///
-/// Call it again when peers change, and after Docker started: its chains come with it.
+/// Call it again when anything but the peers changes (for those there is [`change_peers`](peers::change_peers)), and
+/// after Docker started: its chains come with it.
 pub async fn apply_firewall(firewall: &Firewall) -> Result<(), NetError> {
     checked("nft", &["-f", "-"], Some(&firewall.nft_script())).await?;
     let rules = firewall.iptables_rules();

@@ -136,7 +136,7 @@ fn has_section(name: &UnitName, file: &UnitFile, section: &str) -> Result<Place,
 }
 
 /// systemd's booleans: systemd.syntax(7).
-fn truthy(value: &str) -> bool {
+pub(crate) fn truthy(value: &str) -> bool {
     ["1", "yes", "y", "true", "t", "on"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
 }
 

@@ -4,6 +4,7 @@
 //! combinations that fleet refused. Not responsible for which machine fulfils them: the engine decides that.
 //! Invariant: what comes out can be fulfilled by some machine, as far as the file alone can tell.
 
+mod address;
 mod combinations;
 mod names;
 
@@ -22,7 +23,8 @@ pub(crate) const SECTION: &str = "X-Fleet";
 /// What `service` reads.
 const REGISTER: &str = "Register";
 /// What an unknown key may have been meant to be.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 14] = [
+    "Address",
     "MachineID",
     "MachineOf",
     "MachineMetadata",
@@ -57,6 +59,9 @@ pub struct Requirements {
     pub global: bool,
     /// `OnPartition`: what becomes of it while its machine cannot reach the hub.
     pub on_partition: OnPartition,
+    /// `Address=own`: it gets an address of its machine's share of the cluster network, in a network namespace of its
+    /// own.
+    pub own_address: bool,
     /// What it may use at most, from `[Service]` and its kin.
     pub resources: Resources,
 }
@@ -82,6 +87,7 @@ enum Key {
     Replaces,
     Global,
     OnPartition,
+    Address,
 }
 
 impl Key {
@@ -96,6 +102,7 @@ impl Key {
             "Replaces" => Self::Replaces,
             "Global" => Self::Global,
             "OnPartition" => Self::OnPartition,
+            "Address" => Self::Address,
             _ => return None,
         })
     }
@@ -114,6 +121,7 @@ struct Reader<'a> {
     replaces: Vec<(Glob, Place)>,
     global: Option<(bool, Place)>,
     on_partition: OnPartition,
+    address: Option<Place>,
 }
 
 /// Reads the section; the warnings come second.
@@ -130,6 +138,7 @@ pub(crate) fn read(name: &UnitName, file: &UnitFile) -> Result<(Requirements, Ve
         replaces: vec![],
         global: None,
         on_partition: OnPartition::Keep,
+        address: None,
     };
     for option in file.options().iter().filter(|option| option.section == SECTION) {
         reader.option(option)?;
@@ -170,6 +179,7 @@ impl Reader<'_> {
                 Key::Metadata => self.metadata(option, &word)?,
                 Key::Global => self.global(option, &word)?,
                 Key::OnPartition => self.on_partition(option, &word)?,
+                Key::Address => self.address(option, &word)?,
             }
         }
         Ok(())
@@ -348,6 +358,7 @@ impl Reader<'_> {
     fn finish(mut self) -> Result<(Requirements, Vec<Problem>), Problem> {
         self.refuse_unresolvable()?;
         self.refuse_combinations()?;
+        self.refuse_address()?;
         let lowest = self.ids.iter().map(|(rank, ..)| *rank).min();
         let mut winners = self.ids.iter().filter(|(rank, ..)| Some(*rank) == lowest);
         let machine_id = winners.next().map(|(_, id, _)| id.clone());
@@ -365,6 +376,7 @@ impl Reader<'_> {
             replaces: self.replaces.into_iter().map(|(glob, _)| glob).collect(),
             global: self.global.is_some_and(|(value, _)| value),
             on_partition: self.on_partition,
+            own_address: self.address.is_some(),
             resources: Resources::of(self.name, self.file),
         };
         Ok((requirements, self.warnings))

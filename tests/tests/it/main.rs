@@ -7,6 +7,8 @@
 mod agent;
 /// A unit file with a mistake, names nobody knows, a hub that does not answer, no machine that fits.
 mod bad_input;
+/// Containers that are on other networks than Docker's default one.
+mod container_networks;
 /// Daemons that are killed, and a hub that is away.
 mod faults;
 /// fleet's functional tests of its command line and its API, told anew.
@@ -21,6 +23,8 @@ mod on_etcd;
 mod outputs;
 /// The cluster network beside Docker.
 mod overlay;
+/// Plain units on the cluster network.
+mod own_address;
 /// Where units go: every rule of `[X-Fleet]`.
 mod placement;
 /// Registration without sidekicks, and drain before stop.

@@ -14,8 +14,14 @@ pub(crate) const PURE: [&str; 4] = ["model", "unit", "muster-core", "mvcc"];
 const ADAPTERS: [&str; 7] = ["hub", "registry", "systemd", "net", "nginx", "dns", "api"];
 
 /// Who may depend on the crates that are for development.
-const DEVELOPMENT: [(&str, &[&str]); 5] =
-    [("lab", &["muster", "story"]), ("story", &[]), ("sim", &[]), ("hub-bench", &[]), ("engine-bench", &[])];
+const DEVELOPMENT: [(&str, &[&str]); 6] = [
+    ("lab", &["muster", "story"]),
+    ("story", &[]),
+    ("sim", &[]),
+    ("hub-bench", &[]),
+    ("engine-bench", &[]),
+    ("overlay-bench", &[]),
+];
 
 /// What a pure crate must not have, however indirectly: runtimes, sockets, files, buses, databases, randomness.
 const IMPURE: [&str; 22] = [

@@ -20,7 +20,9 @@ fn routed(directory: &Path, found: &mut BTreeSet<String>) {
         }
         let text: String = fs::read_to_string(&path).expect("text").split_whitespace().collect();
         // Fleet's API is described by itself.
-        let ours = |route: &&str| route.starts_with("v1/") || route.starts_with("sd/");
+        let ours = |route: &&str| {
+            ["v1/", "sd/", "metrics\"", "readyz\""].iter().any(|begin| route.starts_with(begin))
+        };
         for route in text.split(".route(\"/").skip(1).filter(ours) {
             let (name, handlers) = route.split_once('"').expect("a path is quoted");
             let handlers = handlers.split(".route(").next().unwrap_or_default();

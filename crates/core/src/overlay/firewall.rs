@@ -14,13 +14,15 @@ use model::{
 };
 use serde::Serialize;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 /// What the rules of one machine depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Firewall {
+    /// Which of the machine's networks this is about, for the names of its sets; empty for the one that has no name.
+    pub name: String,
     /// All of the cluster network.
     pub network: Ipv4Net,
     /// This machine's share.
@@ -31,6 +33,8 @@ pub struct Firewall {
     pub bridges: Vec<String>,
     /// The UDP port of VXLAN, which has no authentication of its own.
     pub vxlan_port: Option<u16>,
+    /// What tells this network's VXLAN from others' on the same port.
+    pub vni: u32,
     /// Whether packets of some machines' containers come as they are, over the underlay.
     pub direct: bool,
     /// The only machines whose packets are taken.
@@ -39,6 +43,8 @@ pub struct Firewall {
     pub underlay: String,
     /// The same over IPv6.
     pub v6: Option<Firewall6>,
+    /// The machine's other networks, whose rules stand in the same table. They have no others themselves.
+    pub others: Vec<Firewall>,
 }
 
 /// The IPv6 side of a machine's rules.
@@ -82,15 +88,18 @@ impl Firewall {
             desired.iter().filter_map(|desired| desired.device().map(str::to_owned)).collect();
         devices.dedup();
         let vxlan = desired.iter().find_map(|desired| match &desired.tunnel {
-            Some(Tunnel::Vxlan(device)) => Some(device.port),
+            Some(Tunnel::Vxlan(device)) => Some((device.port, device.vni)),
             _ => None,
         });
         Self {
+            name: String::new(),
+            others: Vec::new(),
             network: config.network,
             subnet: key.v4,
             devices,
             bridges: bridges.to_vec(),
-            vxlan_port: vxlan,
+            vxlan_port: vxlan.map(|(port, _)| port),
+            vni: vxlan.map(|(_, vni)| vni).unwrap_or_default(),
             direct: matches!(config.backend, Backend::HostGw) || peers().any(|peer| peer.via == Via::Direct),
             peers: peers().filter_map(|peer| v4(peer.public_ip)).collect(),
             underlay: desired.first().map(|desired| desired.underlay.clone()).unwrap_or_default(),
@@ -102,14 +111,29 @@ impl Firewall {
         }
     }
 
+    /// Whether nothing but peers differs, of any network: then no rule has to change, only the sets that they are in.
+    pub fn same_but_for_peers(&self, other: &Self) -> bool {
+        self.without_peers() == other.without_peers()
+    }
+
+    fn without_peers(&self) -> Self {
+        Self {
+            peers: BTreeSet::new(),
+            v6: self.v6.clone().map(|v6| Firewall6 { peers: BTreeSet::new(), ..v6 }),
+            others: self.others.iter().map(Self::without_peers).collect(),
+            ..self.clone()
+        }
+    }
+
     /// Input of `nft -f -`: puts our table in place of the one that may be there, in one transaction.
     ///
     /// A port that the operator publishes (`docker run -p`) stays reachable: such a connection carries the mark
     /// of destination NAT, which nobody outside can forge.
     pub fn nft_script(&self) -> String {
-        let sides = self.sides();
         let all = |rules: fn(&Self, &Side) -> String| {
-            sides.iter().map(|side| rules(self, side)).collect::<String>()
+            let one =
+                |network: &Self| network.sides().iter().map(|side| rules(network, side)).collect::<String>();
+            self.networks().map(one).collect::<String>()
         };
         let (sets, prerouting, input) = (all(Self::set), all(Self::prerouting), all(Self::input));
         let (forward, postrouting, keep) =
@@ -148,28 +172,52 @@ table inet muster {{
         )
     }
 
+    fn networks(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// The names of the sets of machines whose packets are taken.
+    pub fn sets(&self) -> Vec<String> {
+        self.peers_by_set().into_keys().collect()
+    }
+
+    /// The machines whose packets are taken, by the names of the sets that they are in: of each network one for each
+    /// family.
+    pub fn peers_by_set(&self) -> BTreeMap<String, BTreeSet<IpAddr>> {
+        let of = |network: &Self| {
+            let sides = network.sides().into_iter();
+            sides.map(|side| (network.set_name(&side), side.peers)).collect::<Vec<_>>()
+        };
+        self.networks().flat_map(of).collect()
+    }
+
+    fn set_name(&self, side: &Side) -> String {
+        let name = side.pick("peers", "peers6");
+        if self.name.is_empty() { name.to_owned() } else { format!("{name}_{}", self.name) }
+    }
+
     fn sides(&self) -> Vec<Side> {
-        let texts = |peers: Vec<String>| peers.join(", ");
         let mut sides = vec![Side {
             family: Family::V4,
             network: self.network.into(),
             subnet: self.subnet.net().into(),
-            peers: texts(self.peers.iter().map(ToString::to_string).collect()),
+            peers: self.peers.iter().copied().map(IpAddr::from).collect(),
         }];
         sides.extend(self.v6.as_ref().map(|v6| Side {
             family: Family::V6,
             network: v6.network.into(),
             subnet: v6.subnet.net().into(),
-            peers: texts(v6.peers.iter().map(ToString::to_string).collect()),
+            peers: v6.peers.iter().copied().map(IpAddr::from).collect(),
         }));
         sides
     }
 
     fn set(&self, side: &Side) -> String {
-        let (name, kind) = (side.set(), side.pick("ipv4_addr", "ipv6_addr"));
-        let elements = match side.peers.as_str() {
-            "" => String::new(),
-            peers => format!("\t\telements = {{ {peers} }}\n"),
+        let (name, kind) = (self.set_name(side), side.pick("ipv4_addr", "ipv6_addr"));
+        let peers: Vec<String> = side.peers.iter().map(ToString::to_string).collect();
+        let elements = match peers.is_empty() {
+            true => String::new(),
+            false => format!("\t\telements = {{ {} }}\n", peers.join(", ")),
         };
         format!("\tset {name} {{\n\t\ttype {kind}\n{elements}\t}}\n")
     }
@@ -184,7 +232,7 @@ table inet muster {{
             // Containers of peers come as they are. A stranger who forges their address gets no answer.
             true => format!(
                 "\t\tiifname \"{underlay}\" {ip} daddr {network} {ip} saddr != {network} {ip} saddr != @{} counter drop\n",
-                side.set()
+                self.set_name(side)
             ),
         };
         for device in &self.devices {
@@ -194,15 +242,16 @@ table inet muster {{
     }
 
     fn input(&self, side: &Side) -> String {
-        let (ip, set) = (side.pick("ip", "ip6"), side.set());
+        // The VNI is the fifth to seventh byte behind UDP's eight (RFC 7348).
+        let (ip, set, vni) = (side.pick("ip", "ip6"), self.set_name(side), format!("@th,96,24 {}", self.vni));
         match self.vxlan_port {
             Some(port) => {
                 let other = if self.v6.is_some() {
                     String::new()
                 } else {
-                    format!("\t\tmeta nfproto ipv6 udp dport {port} counter drop\n")
+                    format!("\t\tmeta nfproto ipv6 udp dport {port} {vni} counter drop\n")
                 };
-                format!("\t\tudp dport {port} {ip} saddr != @{set} counter drop\n{other}")
+                format!("\t\tudp dport {port} {vni} {ip} saddr != @{set} counter drop\n{other}")
             }
             None => String::new(),
         }
@@ -263,11 +312,23 @@ table inet muster {{
     /// Docker's chain for other people's rules only gets the first of the two, because it is asked before Docker
     /// keeps its own networks apart.
     pub fn iptables_rules(&self) -> IptablesRules {
+        let (mut overlay, mut forward) = (String::new(), String::new());
+        self.networks().for_each(|network| network.accepted(&mut overlay, &mut forward));
+        let chains = format!(
+            "*filter\n:MUSTER-OVERLAY - [0:0]\n:MUSTER-FORWARD - [0:0]\n{overlay}-A MUSTER-FORWARD -j MUSTER-OVERLAY\n{forward}COMMIT\n"
+        );
+        let jumps = [
+            Jump { from: "DOCKER-USER", to: "MUSTER-OVERLAY", always_there: false },
+            Jump { from: "FORWARD", to: "MUSTER-FORWARD", always_there: true },
+        ];
+        IptablesRules { chains, jumps }
+    }
+
+    fn accepted(&self, overlay: &mut String, forward: &mut String) {
         let network = &self.network;
         let underlay = Some(&self.underlay).filter(|_| self.direct);
         let mut devices: Vec<&String> = self.devices.iter().chain(underlay).collect();
         devices.retain(|device| !device.starts_with("flannel-v6"));
-        let (mut overlay, mut forward) = (String::new(), String::new());
         for bridge in &self.bridges {
             for device in &devices {
                 overlay.push_str(&format!(
@@ -280,14 +341,6 @@ table inet muster {{
                  -A MUSTER-FORWARD -d {network} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
             ));
         }
-        let chains = format!(
-            "*filter\n:MUSTER-OVERLAY - [0:0]\n:MUSTER-FORWARD - [0:0]\n{overlay}-A MUSTER-FORWARD -j MUSTER-OVERLAY\n{forward}COMMIT\n"
-        );
-        let jumps = [
-            Jump { from: "DOCKER-USER", to: "MUSTER-OVERLAY", always_there: false },
-            Jump { from: "FORWARD", to: "MUSTER-FORWARD", always_there: true },
-        ];
-        IptablesRules { chains, jumps }
     }
 }
 
@@ -296,16 +349,12 @@ struct Side {
     family: Family,
     network: IpNet,
     subnet: IpNet,
-    peers: String,
+    peers: BTreeSet<IpAddr>,
 }
 
 impl Side {
     fn pick(&self, v4: &'static str, v6: &'static str) -> &'static str {
         if self.family == Family::V4 { v4 } else { v6 }
-    }
-
-    fn set(&self) -> &'static str {
-        self.pick("peers", "peers6")
     }
 }
 
@@ -341,6 +390,9 @@ mod tests {
 
     fn firewall(peers: &[[u8; 4]]) -> Firewall {
         Firewall {
+            name: String::new(),
+            vni: 1,
+            others: Vec::new(),
             network: "10.1.0.0/16".parse().expect("a network"),
             subnet: Subnet::from_key("10.1.5.0-24").expect("a key"),
             devices: vec!["flannel.1".to_owned()],
@@ -372,7 +424,7 @@ mod tests {
         let script = Firewall { v6: Some(v6), devices, ..firewall(&[]) }.nft_script();
         for rule in [
             "set peers6 {\n\t\ttype ipv6_addr\n\t\telements = { fd77::2 }",
-            "udp dport 8472 ip6 saddr != @peers6 counter drop",
+            "udp dport 8472 @th,96,24 1 ip6 saddr != @peers6 counter drop",
             "ip6 saddr fd00::/48 ip6 daddr != ff00::/8 masquerade fully-random",
             "iifname \"flannel-v6.1\" ip6 saddr != fd00::/48 counter drop",
             "ip6 daddr fd00::/48 iifname != { \"flannel.1\", \"flannel-v6.1\", \"docker0\", \"lo\" } counter drop",
@@ -393,10 +445,63 @@ mod tests {
     }
 
     #[test]
+    fn peers_alone_change_no_rule() {
+        let one = firewall(&[[192, 168, 77, 2]]);
+        assert!(one.same_but_for_peers(&firewall(&[[192, 168, 77, 3], [192, 168, 77, 4]])));
+        assert!(!one.same_but_for_peers(&Firewall { direct: true, ..one.clone() }));
+        let v6 = Firewall6 {
+            network: "fd00::/48".parse().expect("a network"),
+            subnet: Subnet6::new("fd00:0:0:5::/64".parse().expect("a network")),
+            peers: BTreeSet::from(["fd77::2".parse().expect("an address")]),
+        };
+        let none = Firewall6 { peers: BTreeSet::new(), ..v6.clone() };
+        let (both, fewer) =
+            (Firewall { v6: Some(v6), ..one.clone() }, Firewall { v6: Some(none), ..one.clone() });
+        assert!(both.same_but_for_peers(&fewer) && !both.same_but_for_peers(&one));
+
+        let blue = |peer| Firewall { name: "blue".to_owned(), ..firewall(&[[192, 168, 77, peer]]) };
+        let with = |other: Firewall| Firewall { others: vec![other], ..one.clone() };
+        let (two, three) = (with(blue(2)), with(blue(3)));
+        assert!(two.same_but_for_peers(&three) && !two.same_but_for_peers(&one), "those of another network");
+        assert!(!two.same_but_for_peers(&with(Firewall { vni: 9, ..blue(2) })));
+        let addresses = |firewall: &Firewall| firewall.peers_by_set()["peers_blue"].clone();
+        assert_eq!(addresses(&three), BTreeSet::from([IpAddr::from([192, 168, 77, 3])]));
+        assert_eq!(three.peers_by_set()["peers"], two.peers_by_set()["peers"]);
+    }
+
+    #[test]
     fn without_peers_nobodys_packets_are_unpacked() {
         let script = firewall(&[]).nft_script();
         assert!(script.contains("set peers {\n\t\ttype ipv4_addr\n\t}\n"), "{script}");
         assert!(script.contains("ip saddr != @peers counter drop"), "{script}");
+    }
+
+    #[test]
+    fn point_15_several_networks_share_a_table_and_each_speaks_for_itself() {
+        let blue = Firewall {
+            name: "blue".to_owned(),
+            vni: 2,
+            network: "10.2.0.0/16".parse().expect("a network"),
+            subnet: Subnet::from_key("10.2.5.0-24").expect("a key"),
+            devices: vec!["flannel.2".to_owned()],
+            bridges: vec!["muster-blue".to_owned()],
+            ..firewall(&[[192, 168, 77, 9]])
+        };
+        let both = Firewall { others: vec![blue], ..firewall(&[[192, 168, 77, 2]]) };
+        assert_eq!(both.sets(), ["peers", "peers_blue"]);
+        let script = both.nft_script();
+        for rule in [
+            "set peers_blue {\n\t\ttype ipv4_addr\n\t\telements = { 192.168.77.9 }",
+            "udp dport 8472 @th,96,24 1 ip saddr != @peers counter drop",
+            "udp dport 8472 @th,96,24 2 ip saddr != @peers_blue counter drop",
+            "ip daddr 10.1.0.0/16 iifname != { \"flannel.1\", \"docker0\", \"lo\" } counter drop",
+            "ip daddr 10.2.0.0/16 iifname != { \"flannel.2\", \"muster-blue\", \"lo\" } counter drop",
+        ] {
+            assert!(script.contains(rule), "{rule} is not in\n{script}");
+        }
+        let chains = both.iptables_rules().chains;
+        assert!(chains.contains("-i flannel.2 -o muster-blue -j ACCEPT"), "{chains}");
+        assert!(!chains.contains("-i flannel.2 -o docker0"), "{chains}");
     }
 
     #[test]

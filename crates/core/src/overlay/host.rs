@@ -5,7 +5,7 @@
 use ipnet::IpNet;
 use model::{NetworkConfig, SubnetKey, network::Backend};
 use serde::Serialize;
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// What the host has that could be in the way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -48,6 +48,25 @@ pub enum Clash {
         /// The port.
         port: u16,
     },
+    /// Another of the machine's networks has the same addresses.
+    Network {
+        /// That network.
+        other: String,
+        /// Its addresses.
+        theirs: IpNet,
+    },
+    /// Another of the machine's networks has the same VNI, and so a device of the same name.
+    NetworkVni {
+        /// That network.
+        other: String,
+        /// The VNI.
+        vni: u32,
+    },
+    /// Another of the machine's networks has the one WireGuard device.
+    NetworkWireguard {
+        /// That network.
+        other: String,
+    },
 }
 
 impl fmt::Display for Clash {
@@ -68,8 +87,55 @@ impl fmt::Display for Clash {
                 "the device {device} of this machine has VNI {vni} on port {port} already: choose another `VNI` or \
                  `Port`"
             ),
+            Self::Network { other, theirs } => {
+                write!(f, "the network {} has {theirs}: choose another `Network`", named(other))
+            }
+            Self::NetworkVni { other, vni } => write!(
+                f,
+                "the network {} has VNI {vni}, and with it the device flannel.{vni}: give each network a `VNI` of its own",
+                named(other)
+            ),
+            Self::NetworkWireguard { other } => write!(
+                f,
+                "the network {} has the WireGuard device: choose another backend for one of the two",
+                named(other)
+            ),
         }
     }
+}
+
+/// A network's name for people.
+fn named(network: &str) -> String {
+    if network.is_empty() { "without a name".to_owned() } else { format!("`{network}`") }
+}
+
+/// Which of the machine's other networks, by their names, are in the way of one with `config`.
+pub fn clashes_between(config: &NetworkConfig, others: &BTreeMap<String, NetworkConfig>) -> Vec<Clash> {
+    let nets = |config: &NetworkConfig| {
+        let v6 = config.v6.as_ref().map(|v6| IpNet::from(v6.network));
+        std::iter::once(IpNet::from(config.network)).chain(v6).collect::<Vec<_>>()
+    };
+    let mut clashes = Vec::new();
+    for (name, theirs) in others {
+        let other = name.clone();
+        let overlaps = |net: &IpNet| nets(config).iter().any(|own| own.contains(net) || net.contains(own));
+        clashes.extend(
+            nets(theirs)
+                .into_iter()
+                .filter(|net| overlaps(net))
+                .map(|theirs| Clash::Network { other: other.clone(), theirs }),
+        );
+        match (&config.backend, &theirs.backend) {
+            (Backend::Vxlan(own), Backend::Vxlan(their)) if own.vni == their.vni => {
+                clashes.push(Clash::NetworkVni { other, vni: own.vni });
+            }
+            (Backend::Wireguard(_), Backend::Wireguard(_)) => {
+                clashes.push(Clash::NetworkWireguard { other });
+            }
+            _ => {}
+        }
+    }
+    clashes
 }
 
 /// What is in the way of `config` on a host with `facts`, for a machine that will hold `key` (none: not known yet).
@@ -132,6 +198,27 @@ pub fn clashes(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn point_15_networks_of_one_machine_may_not_share_addresses_vni_or_wireguard() {
+        let config = |network: &str, backend: &str| -> NetworkConfig {
+            format!(r#"{{"Network":"{network}","Backend":{{{backend}}}}}"#).parse().expect("valid")
+        };
+        let vxlan = |network: &str, vni: u32| config(network, &format!(r#""Type":"vxlan","VNI":{vni}"#));
+        let told = |own: &NetworkConfig, other: &NetworkConfig| {
+            let others = BTreeMap::from([("blue".to_owned(), other.clone())]);
+            clashes_between(own, &others).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let own = vxlan("10.1.0.0/16", 1);
+        assert_eq!(told(&own, &vxlan("10.2.0.0/16", 2)), "");
+        assert!(
+            told(&own, &vxlan("10.2.0.0/16", 1)).starts_with("the network `blue` has VNI 1, and with it")
+        );
+        assert!(told(&own, &vxlan("10.0.0.0/8", 2)).starts_with("the network `blue` has 10.0.0.0/8: choose"));
+        let wireguard = |network: &str| config(network, r#""Type":"wireguard""#);
+        let both = told(&wireguard("10.1.0.0/16"), &wireguard("10.2.0.0/16"));
+        assert!(both.contains("WireGuard device"), "{both}");
+    }
 
     fn facts(addresses: &[(&str, &str)], routes: &[(&str, &str)], vxlans: &[(&str, u32, u16)]) -> HostFacts {
         let nets = |list: &[(&str, &str)]| {

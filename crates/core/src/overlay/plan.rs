@@ -21,6 +21,8 @@ mod tests;
 
 /// The number that marks our routes (`proto 77` in ip-route(8)): free in iproute2's table, and M in ASCII.
 pub const ROUTE_PROTOCOL: u8 = 77;
+/// Those of a machine's further networks, so that none takes another's routes for its own left-overs: free as well.
+pub const ROUTE_PROTOCOLS: std::ops::Range<u8> = 200..216;
 
 /// The mark of routes made by ip(8) and by flannel, which are collected when we take flannel's place.
 const BOOT: u8 = 3;
@@ -245,7 +247,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
         }
         None => Kept { device: true, neighbours: true },
     };
-    let ours = Ours { desired, observed, kept };
+    let ours = Ours::new(desired, observed, &kept);
     let mut wanted = Wanted::default();
     for (net, peer) in &desired.peers {
         ours.plan_peer(*net, peer, &mut wanted, &mut ops);
@@ -331,25 +333,29 @@ fn claim<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
     }
 }
 
-/// Both sides of the comparison, and what of the second the changes to the device leave.
+/// Both sides of the comparison; of the second, what the changes to the device leave, to be looked up in: there may be
+/// thousands of each.
 struct Ours<'a> {
     desired: &'a Desired,
-    observed: &'a Observed,
-    kept: Kept,
+    routes: BTreeSet<&'a Route>,
+    /// The same by where they lead and their metric.
+    ways: BTreeMap<(IpNet, u32), Vec<&'a Route>>,
+    neighbours: BTreeSet<&'a Neighbour>,
+    fdb: BTreeSet<&'a FdbEntry>,
 }
 
-impl Ours<'_> {
-    fn neighbours(&self) -> &[Neighbour] {
-        if self.kept.device && self.kept.neighbours { &self.observed.neighbours } else { &[] }
-    }
-
-    fn fdb(&self) -> &[FdbEntry] {
-        if self.kept.device { &self.observed.fdb } else { &[] }
-    }
-
-    fn routes(&self) -> impl Iterator<Item = &Route> {
-        let gone = self.desired.device().filter(|_| !self.kept.device);
-        self.observed.routes.iter().filter(move |route| gone != Some(&route.device))
+impl<'a> Ours<'a> {
+    fn new(desired: &'a Desired, observed: &'a Observed, kept: &Kept) -> Self {
+        let gone = desired.device().filter(|_| !kept.device);
+        let routes: BTreeSet<_> =
+            observed.routes.iter().filter(|route| gone != Some(route.device.as_str())).collect();
+        let mut ways: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for route in &routes {
+            ways.entry((route.destination, route.metric)).or_default().push(*route);
+        }
+        let neighbours = observed.neighbours.iter().filter(|_| kept.device && kept.neighbours).collect();
+        let fdb = observed.fdb.iter().filter(|_| kept.device).collect();
+        Self { desired, routes, ways, neighbours, fdb }
     }
 
     fn metric(&self) -> u32 {
@@ -365,7 +371,7 @@ impl Ours<'_> {
             via,
             onlink,
             metric: self.metric(),
-            protocol: ROUTE_PROTOCOL,
+            protocol: self.desired.protocol,
         };
         let route = match (&peer.via, tunnel) {
             (Via::Vxlan(mac), Some(device)) => {
@@ -376,15 +382,14 @@ impl Ours<'_> {
             (Via::Direct, _) => route(self.desired.underlay.clone(), Some(peer.public_ip), false),
             (Via::Vxlan(_) | Via::Wireguard { .. }, None) => return,
         };
-        if !wanted.routes.insert(net) || self.routes().any(|other| *other == route) {
+        if !wanted.routes.insert(net) || self.routes.contains(&route) {
             return;
         }
-        let in_its_place = |other: &Route| {
-            let same = (other.destination, other.metric) == (net, route.metric);
-            let over_ours = self.desired.device() == Some(&other.device);
-            same && (over_ours || other.protocol == ROUTE_PROTOCOL)
+        let in_its_place = |other: &&Route| {
+            self.desired.device() == Some(&other.device) || other.protocol == self.desired.protocol
         };
-        ops.push(if self.routes().any(in_its_place) {
+        let others = self.ways.get(&(net, route.metric));
+        ops.push(if others.into_iter().flatten().any(in_its_place) {
             Op::ReplaceRoute { route }
         } else {
             Op::AddRoute { route }
@@ -401,11 +406,11 @@ impl Ours<'_> {
         ops: &mut Vec<Op>,
     ) {
         let neighbour = Neighbour { address: base, mac: Some(mac), permanent: true };
-        if claim(&mut wanted.neighbours, base, mac) && !self.neighbours().contains(&neighbour) {
+        if claim(&mut wanted.neighbours, base, mac) && !self.neighbours.contains(&neighbour) {
             ops.push(Op::SetNeighbour { device: device.to_owned(), address: base, mac });
         }
         let entry = FdbEntry { mac, destination: public_ip, permanent: true };
-        if claim(&mut wanted.fdb, mac, public_ip) && !self.fdb().contains(&entry) {
+        if claim(&mut wanted.fdb, mac, public_ip) && !self.fdb.contains(&entry) {
             ops.push(Op::SetFdb { device: device.to_owned(), mac, destination: public_ip });
         }
     }
@@ -414,20 +419,21 @@ impl Ours<'_> {
         let left_over = |route: &&Route| {
             let replaced_above = route.metric == self.metric() && wanted.routes.contains(&route.destination);
             let flannels = route.protocol == BOOT && self.desired.device() == Some(&route.device);
-            (route.protocol == ROUTE_PROTOCOL || flannels) && !replaced_above
+            (route.protocol == self.desired.protocol || flannels) && !replaced_above
         };
-        ops.extend(self.routes().filter(left_over).map(|route| Op::RemoveRoute { route: route.clone() }));
+        let left_over = self.routes.iter().copied().filter(left_over);
+        ops.extend(left_over.map(|route| Op::RemoveRoute { route: route.clone() }));
         let Some(Tunnel::Vxlan(Device { name, .. })) = &self.desired.tunnel else { return };
-        let fdb = self.fdb().iter().filter(|entry| entry.permanent && !wanted.fdb.contains_key(&entry.mac));
+        let fdb = self.fdb.iter().filter(|entry| entry.permanent && !wanted.fdb.contains_key(&entry.mac));
         ops.extend(fdb.map(|entry| Op::RemoveFdb {
             device: name.clone(),
             mac: entry.mac,
             destination: entry.destination,
         }));
-        let gone = |neighbour: &&Neighbour| {
+        let gone = |neighbour: &&&Neighbour| {
             neighbour.permanent && !wanted.neighbours.contains_key(&neighbour.address)
         };
-        let neighbours = self.neighbours().iter().filter(gone);
+        let neighbours = self.neighbours.iter().filter(gone);
         ops.extend(
             neighbours.map(|gone| Op::RemoveNeighbour { device: name.clone(), address: gone.address }),
         );

@@ -239,14 +239,17 @@ fn is_unicast(mac: MacAddress) -> bool {
 /// The address of a machine's VXLAN device: the same after every reboot, so that peers need not learn anything.
 /// Locally administered and unicast. Never change what this computes: a mixed cluster would be cut in two.
 pub fn vtep_mac(machine: &MachineId, vni: u32, family: Family) -> MacAddress {
-    // FNV-1a, folded to 40 bits as its authors advise.
     let family = if family == Family::V4 { 4 } else { 6 };
-    let bytes = machine.as_str().bytes().chain(vni.to_be_bytes()).chain([family]);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = fnv(machine.as_str().bytes().chain(vni.to_be_bytes()).chain([family]));
+    // Folded to 40 bits as FNV's authors advise.
     let [_, _, _, a, b, c, d, e] = ((hash >> 40) ^ (hash & 0xff_ffff_ffff)).to_be_bytes();
     MacAddress([2, a, b, c, d, e])
+}
+
+/// FNV-1a: the same on every machine and in every version.
+pub(super) fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

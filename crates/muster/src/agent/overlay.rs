@@ -10,6 +10,8 @@
 mod claim;
 /// What other programs are told, and what is remembered.
 mod files;
+/// The networks that there are, and what they share.
+mod networks;
 /// The doctor's probes.
 mod probe;
 /// What others may know.
@@ -20,15 +22,15 @@ mod tests;
 mod tunnel;
 
 pub(super) use files::Places;
+pub(super) use networks::Network;
 pub(super) use status::View;
 
 use super::{Machine, complain, write_file};
 use anyhow::{Context, Error, Result, ensure};
 use claim::{Claim, Claimed};
-use files::{CNI_BRIDGE, DOCKER_BRIDGE};
-use model::{LeaseId, NetworkConfig, Subnet, SubnetKey, SubnetLease, keys, network::Backend};
-use muster_core::overlay::{self, Desired, Firewall, HOLD, HostFacts, Mismatch, Op, Roster, Underlay};
-use net::{Changes, Kernel};
+use model::{LeaseId, NetworkConfig, Subnet, SubnetKey, SubnetLease, network::Backend};
+use muster_core::overlay::{self, Desired, Firewall, HOLD, HostFacts, Lease, Mismatch, Op, Roster, Underlay};
+use net::{Applied, Kernel};
 use registry::{Change, Delta, Store, StoreError};
 use std::{collections::BTreeSet, time::Duration};
 use tokio::{
@@ -39,10 +41,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// flannel's own time to live of a subnet's lease.
-const LEASE_TTL: Duration = Duration::from_hours(24);
-/// Between renewals: many may fail before the lease ends.
-const RENEWAL: Duration = Duration::from_hours(1);
+/// flannel's own time to live of a subnet's lease; and many renewals may fail before it ends.
+const TERMS: Terms = Terms { ttl: Duration::from_hours(24), renewal: Duration::from_hours(1) };
 /// Between attempts to take a subnet.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between attempts when it is not the hub's fault: a person has to act.
@@ -57,13 +57,13 @@ pub(super) struct Overlay {
     store: Store,
     kernel: Kernel,
     places: Places,
+    terms: Terms,
     subnet: watch::Sender<Option<Subnet>>,
     ready: watch::Sender<bool>,
     view: View,
     roster: Roster,
     started: Instant,
-    /// The rules that are in force.
-    rules: Option<Rules>,
+    network: Network,
     tunnel: tunnel::Tunnel,
     /// The datapath of the last round that came to its end.
     converged: Option<Vec<Desired>>,
@@ -75,16 +75,16 @@ pub(super) struct Overlay {
     docker_network: bool,
     /// When to try again to take what the hub should have of us.
     pending: Option<Instant>,
+    /// The hub has said something since the network was last noted.
+    news: bool,
     renewals: JoinSet<()>,
 }
 
-/// Rules, and what they looked like when we had put them in place.
-#[derive(Debug, PartialEq)]
-struct Rules {
-    firewall: Firewall,
-    /// Which bridges were there: Docker's own chains come with its bridge, and ours must be jumped to from them.
-    bridges: Vec<bool>,
-    mark: u64,
+/// How long the hub keeps a subnet for a machine that is silent, and how often this one is not.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    ttl: Duration,
+    renewal: Duration,
 }
 
 /// What this machine holds.
@@ -98,32 +98,36 @@ struct Held {
 }
 
 impl Overlay {
+    /// The subnet and whether all is ready are told to `told`.
     pub(super) fn new(
         machine: Machine,
+        network: Network,
         store: Store,
         kernel: Kernel,
         places: Places,
-        subnet: watch::Sender<Option<Subnet>>,
-        ready: watch::Sender<bool>,
+        told: (watch::Sender<Option<Subnet>>, watch::Sender<bool>),
     ) -> Self {
-        let view = View::new(machine.id.clone());
+        let view = View::new(machine.id.clone(), &network.name);
+        let (subnet, ready) = told;
         Self {
             machine,
             store,
             kernel,
             places,
+            terms: TERMS,
             subnet,
             ready,
             view,
             roster: Roster::new(HOLD),
             started: Instant::now(),
-            rules: None,
+            network,
             tunnel: tunnel::Tunnel::default(),
             converged: None,
             devices: BTreeSet::new(),
             superseded: BTreeSet::new(),
             docker_network: false,
             pending: None,
+            news: false,
             renewals: JoinSet::new(),
         }
     }
@@ -144,50 +148,72 @@ impl Overlay {
         let mut changes = self.kernel.changes().context("cannot listen to the kernel")?;
         let mut held = self.first().await;
         self.begin(&held).await?;
-        let mut follow = self.store.follow(keys::NETWORK);
+        let mut follow = self.store.follow(self.network.keys.prefix());
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The end of a burst of the kernel's announcements.
+        let mut settled = None;
+        // The hub knows nothing of this machine's interfaces.
+        let mut from_hub = false;
         loop {
-            let again = self.round(&mut held).await;
+            if !std::mem::take(&mut from_hub) {
+                self.follow_underlay(&mut held).await;
+            }
+            let again = self.round(&held).await;
+            self.remember(&held);
             if self.pending.is_some_and(|at| at <= Instant::now()) {
                 self.retake(&mut held).await?;
                 continue;
             }
             let wake = again.into_iter().chain(self.pending).min();
-            tokio::select! {
-                delta = follow.next() => match delta {
-                    None => return Ok(()),
-                    Some(delta) => self.hear(delta, &held),
-                },
-                heard = changes.next() => self.gather(&mut changes, heard).await?,
-                () = sleep_until(wake) => {}
-                _ = resync.tick() => self.look_around(&held).await,
+            loop {
+                tokio::select! {
+                    delta = follow.next() => match delta {
+                        None => return Ok(()),
+                        Some(delta) => {
+                            self.hear(delta, &held);
+                            from_hub = true;
+                        }
+                    },
+                    heard = changes.next() => {
+                        if heard.is_none() {
+                            debug!("the kernel's announcements broke off, listening anew");
+                            changes = self.kernel.changes().context("cannot listen to the kernel")?;
+                        }
+                        // A peer that comes meanwhile is not kept waiting.
+                        settled.get_or_insert_with(|| Instant::now() + SETTLE);
+                        continue;
+                    }
+                    () = sleep_until(settled) => settled = None,
+                    () = sleep_until(wake) => {}
+                    _ = resync.tick() => self.look_around(&held).await,
+                }
+                break;
             }
         }
     }
 
-    /// Waits for the end of a burst of announcements.
-    async fn gather(&self, changes: &mut Changes, heard: Option<()>) -> Result<()> {
-        if heard.is_none() {
-            debug!("the kernel's announcements broke off, listening anew");
-            *changes = self.kernel.changes().context("cannot listen to the kernel")?;
+    /// Notes the network as it is known now, for a boot without the hub.
+    fn remember(&mut self, held: &Held) {
+        if std::mem::take(&mut self.news) {
+            self.places.remember(&self.network.name, held, &self.roster.leases());
         }
-        tokio::time::sleep(SETTLE).await;
-        Ok(())
     }
 
     /// Takes in what the hub says.
     fn hear(&mut self, delta: Delta, held: &Held) {
+        let keys = self.network.keys.clone();
+        let config_key = keys.config();
         let now = self.started.elapsed();
         let mut own = held.value.clone();
         match delta {
             Delta::Lost => return,
             Delta::Reset(listing) => {
-                let leases = listing.items.iter().filter_map(|kv| claim::lease(&kv.key, &kv.value));
+                let leases = listing.items.iter().filter_map(|kv| claim::lease(&keys, &kv.key, &kv.value));
                 let (mine, others): (Vec<_>, Vec<_>) = leases.partition(|(key, _)| *key == held.key);
                 own = mine.into_iter().next().and_then(|(_, lease)| lease);
                 self.roster.reset(others, now);
-                let config = listing.items.iter().find(|kv| kv.key == keys::NETWORK_CONFIG);
+                let config = listing.items.iter().find(|kv| kv.key == config_key);
                 self.hear_config(config.map(|kv| kv.value.as_ref()), held);
             }
             Delta::Changes(changes) => {
@@ -196,10 +222,10 @@ impl Overlay {
                         Change::Put(kv) => (kv.key.as_str(), Some(kv.value.as_ref())),
                         Change::Delete { key } => (key.as_str(), None),
                     };
-                    if key == keys::NETWORK_CONFIG {
+                    if key == config_key {
                         self.hear_config(value, held);
                     }
-                    match (claim::lease(key, value.unwrap_or_default()), value) {
+                    match (claim::lease(&keys, key, value.unwrap_or_default()), value) {
                         (Some((key, lease)), _) if key == held.key => own = lease,
                         (Some((key, lease)), Some(_)) => self.roster.put(key, lease),
                         (Some((key, _)), None) => self.roster.remove(key, now),
@@ -212,7 +238,7 @@ impl Overlay {
             warn!(subnet = %held.key, "the lease on the subnet was lost or changed, taking it again");
             self.pending = Some(Instant::now());
         }
-        self.places.remember(held, &self.roster.leases());
+        self.news = true;
     }
 
     fn hear_config(&mut self, value: Option<&[u8]>, held: &Held) {
@@ -220,17 +246,20 @@ impl Overlay {
         if text.parse().as_ref() != Ok(&held.config) {
             info!("the network's configuration changed");
             self.pending = Some(Instant::now());
+        } else if self.pending.is_some() {
+            // What was refused may be gone.
+            self.pending = Some(Instant::now());
         }
     }
 
     /// Takes a subnet for the first time; tries until it has one. While the hub is away the one of before the reboot
     /// will do.
     async fn first(&mut self) -> Held {
-        let cached = self.places.cached();
+        let cached = self.places.cached(&self.network.name);
         self.devices = cached.as_ref().map(files::Cache::devices).unwrap_or_default();
         let mut complained = false;
         loop {
-            match self.try_take(cached.as_ref().map(|cache| cache.subnet)).await {
+            match self.try_take(cached.as_ref().map(|cache| cache.subnet), None).await {
                 Ok(Some(held)) => return held,
                 Ok(None) => debug!("another machine was faster, choosing again"),
                 Err(error) => {
@@ -253,7 +282,7 @@ impl Overlay {
     /// Brings the hub up to date about this machine, and this machine about the configuration. What cannot be done
     /// leaves everything as it was, and is tried again.
     async fn retake(&mut self, held: &mut Held) -> Result<()> {
-        match self.try_take(Some(held.key)).await {
+        match self.try_take(Some(held.key), Some(&held.config)).await {
             Ok(Some(new)) => {
                 self.pending = None;
                 if new.key != held.key {
@@ -278,21 +307,36 @@ impl Overlay {
         Ok(())
     }
 
-    async fn try_take(&mut self, previous: Option<SubnetKey>) -> Result<Option<Held>> {
+    /// A hub that has forgotten the network is told `config` again.
+    async fn try_take(
+        &mut self,
+        previous: Option<SubnetKey>,
+        config: Option<&NetworkConfig>,
+    ) -> Result<Option<Held>> {
         let section = &self.machine.config.overlay;
         let underlay = self.kernel.underlay(section.interface.as_deref()).await?;
         let facts = self.kernel.facts().await?;
-        let bridges = self.bridges();
-        let check = |config: &NetworkConfig, key: SubnetKey| check(config, key, &bridges, &facts, &underlay);
+        let network = &self.network;
+        let check = |config: &NetworkConfig, key: SubnetKey| {
+            let host = || check(config, key, &network.bridges, &facts, &underlay);
+            network.shared.admit(&network.name, config, host)
+        };
         let wireguard = || tunnel::public_key(&self.places.state);
         let claim = Claim {
             store: &self.store,
+            keys: &network.keys,
             machine: &self.machine.id,
-            network: section.network,
+            network: match config {
+                Some(config) => Some(config.clone()),
+                None if network.is_first() => {
+                    Some(NetworkConfig::vxlan(section.network).context("in [overlay] network")?)
+                }
+                None => None,
+            },
             underlay: &underlay,
             wireguard: &wireguard,
             previous,
-            ttl: LEASE_TTL,
+            ttl: self.terms.ttl,
             check: &check,
         };
         let Some(Claimed { config, key, value, lease, others }) = claim.take().await? else {
@@ -303,31 +347,24 @@ impl Overlay {
         }
         self.renewals.abort_all();
         if let Some(lease) = lease {
-            self.renewals.spawn(renew(self.store.clone(), lease));
+            self.renewals.spawn(renew(self.store.clone(), lease, self.terms.renewal));
         }
         self.view.problem(None);
         info!(subnet = %key, underlay = %underlay.name, address = %underlay.address, "subnet held");
         let held = Held { config, key, value: Some(value), underlay };
-        self.places.remember(&held, &self.roster.leases());
+        self.places.remember(&self.network.name, &held, &self.roster.leases());
         Ok(Some(held))
     }
 
     async fn as_cached(&mut self, cache: Option<&files::Cache>) -> Option<Held> {
         let cache = cache?;
         let underlay = self.kernel.underlay(self.machine.config.overlay.interface.as_deref()).await.ok()?;
-        let held = Held { config: cache.config.parse().ok()?, key: cache.subnet, value: None, underlay };
+        let config = cache.config.parse().ok()?;
+        self.network.shared.admit(&self.network.name, &config, || Ok(())).ok()?;
+        let held = Held { config, key: cache.subnet, value: None, underlay };
         let others = cache.leases().into_iter().filter(|(key, _)| *key != held.key);
         self.roster.reset(others, self.started.elapsed());
         Some(held)
-    }
-
-    /// Every bridge that containers may be on.
-    fn bridges(&self) -> Vec<String> {
-        let section = &self.machine.config.overlay;
-        let mut bridges = vec![section.bridge.clone()];
-        bridges.extend(section.docker_network.as_ref().map(|_| DOCKER_BRIDGE.to_owned()));
-        bridges.extend(section.cni_config.as_ref().map(|_| CNI_BRIDGE.to_owned()));
-        bridges
     }
 
     /// Tells Docker and everybody else on this machine which subnet it has.
@@ -336,13 +373,9 @@ impl Overlay {
         if held.config.v6.is_some() {
             net::enable_forwarding6().await?;
         }
-        let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
-        self.places.tell(
-            &self.machine.config.overlay,
-            self.machine.config.router.dns.enabled,
-            held,
-            overlay::network_mtu(&desired),
-        )?;
+        let desired = self.desired(held, &[]);
+        let mtu = overlay::network_mtu(&desired);
+        self.places.tell(&self.machine.config, &self.network.name, held, mtu)?;
         let own: BTreeSet<_> = desired.iter().filter_map(Desired::device).map(str::to_owned).collect();
         self.superseded.append(&mut self.devices);
         self.devices.clone_from(&own);
@@ -352,24 +385,37 @@ impl Overlay {
         Ok(())
     }
 
+    /// The datapath as it should be.
+    fn desired(&self, held: &Held, leases: &[Lease]) -> Vec<Desired> {
+        let all = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, leases);
+        all.into_iter().map(|desired| Desired { protocol: self.network.protocol, ..desired }).collect()
+    }
+
     /// What no announcement tells of: Docker that came up, a Docker that has another subnet.
     async fn look_around(&mut self, held: &Held) {
-        if let Some(name) = self.machine.config.overlay.docker_network.clone()
+        if let Some((name, bridge)) = self.network.docker.clone()
             && !self.docker_network
         {
-            let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &[]);
-            self.docker_network =
-                files::docker_network(&name, held.key, overlay::network_mtu(&desired)).await;
+            let mtu = overlay::network_mtu(&self.desired(held, &[]));
+            let units = self.network.is_first() && self.machine.config.overlay.unit_addresses;
+            let range = overlay::container_range(held.key.v4).filter(|_| units);
+            let made = files::docker_network(&name, &bridge, held.key, range, mtu).await;
+            let problem = made.as_ref().err().map(|error| format!("{error:#}"));
+            if self.view.docker(problem.clone())
+                && let Some(error) = problem
+            {
+                warn!(network = name, error, "the Docker network is not as it should be");
+            }
+            self.docker_network = made.is_ok_and(|made| made);
         }
     }
 
     /// One comparison of what is with what should be. Says when to make the next, if that is known.
-    async fn round(&mut self, held: &mut Held) -> Option<Instant> {
+    async fn round(&mut self, held: &Held) -> Option<Instant> {
         let start = Instant::now();
-        self.follow_underlay(held).await;
         let again = self.roster.settle(self.started.elapsed());
         let leases = self.roster.leases();
-        let desired = Desired::all(&self.machine.id, &held.config, held.key, &held.underlay, &leases);
+        let desired = self.desired(held, &leases);
         let outcome = self.converge(held, &desired).await;
         let problem = outcome.err().map(|error| format!("{error:#}"));
         if let Some(problem) = &problem
@@ -430,19 +476,15 @@ impl Overlay {
         for desired in desired {
             let observed = self.kernel.observe(desired).await?;
             let plan = overlay::plan(desired, &observed);
-            let mut made = 0;
-            for op in &plan {
-                match self.kernel.apply(op).await {
-                    Ok(()) => made += 1,
-                    // One peer that cannot be reached is no reason to leave out the others.
-                    Err(error) => outcome = outcome.and(Err(Error::new(error))),
-                }
-            }
+            let Applied { made, failures } = self.kernel.apply_all(&plan).await;
+            // One peer that cannot be reached is no reason to leave out the others.
+            outcome =
+                failures.into_iter().fold(outcome, |outcome, error| outcome.and(Err(Error::new(error))));
             if made > 0 {
                 info!(changes = made, repaired = settled, peers = desired.peers.len(), "datapath changed");
             }
             if settled {
-                self.view.repaired(made);
+                self.view.repaired(made as u64);
             }
             if let (Some(device), None) = (desired.device(), &observed.device) {
                 let there = self.kernel.exists(device).await?;
@@ -454,28 +496,13 @@ impl Overlay {
     }
 
     /// Puts the rules in place if they are not.
-    async fn enforce(&mut self, held: &Held, desired: &[Desired]) -> Result<()> {
-        let names = self.bridges();
-        let mut bridges = Vec::new();
-        for name in &names {
-            bridges.push(self.kernel.exists(name).await?);
-        }
-        let firewall = Firewall::new(&held.config, held.key, desired, &names);
-        let mark = net::rules_mark().await?;
-        let wanted = Rules { firewall, bridges, mark };
-        if self.rules.as_ref() == Some(&wanted) {
-            return Ok(());
-        }
-        let same = |rules: &Rules| (&rules.firewall, &rules.bridges) == (&wanted.firewall, &wanted.bridges);
-        let repaired = self.rules.as_ref().is_some_and(same);
-        self.rules = None;
-        net::apply_firewall(&wanted.firewall).await?;
-        let mark = net::rules_mark().await?;
-        if repaired {
+    async fn enforce(&self, held: &Held, desired: &[Desired]) -> Result<()> {
+        let firewall = Firewall::new(&held.config, held.key, desired, &self.network.bridges);
+        let firewall = Firewall { name: self.network.name.clone(), ..firewall };
+        if self.network.shared.enforce(&self.kernel, firewall).await? {
             info!("rules put in place again");
             self.view.rules_repaired();
         }
-        self.rules = Some(Rules { mark, ..wanted });
         Ok(())
     }
 }
@@ -507,20 +534,20 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// Keeps the subnet's lease for as long as the daemon runs; it outlives restarts by its length.
-async fn renew(store: Store, lease: LeaseId) {
+async fn renew(store: Store, lease: LeaseId, every: Duration) {
     let mut complained = false;
     loop {
         let renewed = async { store.keeper(lease).await?.renew().await };
         match renewed.await {
             Ok(()) => {
                 complained = false;
-                tokio::time::sleep(RENEWAL).await;
+                tokio::time::sleep(every).await;
             }
             // Its key goes with it, which the follower of the subnets sees.
             Err(StoreError::LeaseEnded(_)) => return,
             Err(error) => {
                 complain(&mut complained, &error, "lease on the subnet not renewed");
-                tokio::time::sleep(PAUSE * 20).await;
+                tokio::time::sleep(every.min(PAUSE * 20)).await;
             }
         }
     }

@@ -11,7 +11,7 @@ mod socket;
 
 pub(crate) use socket::ask;
 
-use super::{Machine, events::now};
+use super::{Machine, addresses, events::now};
 use anyhow::{Context, Result};
 use containers::{Engine, naming};
 use model::{Health, Instance, LeaseId, MachineId, RouterRecord, ServiceName, UnitName, keys};
@@ -337,6 +337,11 @@ async fn find(
 ) -> Result<Found, String> {
     let file = UnitFile::parse(text).map_err(|problem| problem.to_string())?;
     let pid = systemd.main_pid(unit).await.ok().flatten();
+    if unit::check(unit, text).is_ok_and(|checked| checked.requirements.own_address) {
+        let address = addresses::held(unit).ok_or("it has no address of its own yet")?;
+        let run = pid.map_or_else(String::new, |pid| pid.to_string());
+        return Ok(Found { address, run, unhealthy: None });
+    }
     let client = pid.and_then(crate::container::of);
     let mut candidates = naming::candidates(unit, &file);
     if let Some(client) = client {

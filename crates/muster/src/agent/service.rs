@@ -50,7 +50,7 @@ pub(super) struct Hub {
     machine: Machine,
     store: Store,
     systemd: Option<Systemd>,
-    network: Option<View>,
+    networks: Vec<View>,
     metrics: Metrics,
 }
 
@@ -59,10 +59,10 @@ impl Hub {
         machine: Machine,
         store: Store,
         systemd: Option<Systemd>,
-        network: Option<View>,
+        networks: Vec<View>,
         metrics: Metrics,
     ) -> Self {
-        Self { machine, store, systemd, network, metrics }
+        Self { machine, store, systemd, networks, metrics }
     }
 
     async fn cluster(&self) -> Result<(Cluster, Revision), ApiError> {

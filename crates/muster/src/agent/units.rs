@@ -18,14 +18,14 @@ mod notes;
 mod report;
 
 use super::{
-    Machine,
+    Machine, addresses,
     fence::{self, Fence},
     identity,
     registrar::{Locals, Readiness},
     states::{self, Report},
 };
 use crate::config::RUN_DIR;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use file::File;
 use jobs::Jobs;
 use load::Order;
@@ -81,6 +81,8 @@ pub(super) struct Units {
     systemd: Systemd,
     /// Where unit files are.
     directory: PathBuf,
+    /// This program.
+    program: PathBuf,
     notes: Notes,
     /// The schedule, once it was read.
     wanted: Option<BTreeMap<UnitName, Wanted>>,
@@ -133,6 +135,7 @@ impl Units {
     pub(super) fn new(machine: Machine, store: Store, systemd: Systemd, inputs: Inputs) -> Result<Self> {
         let directory = Path::new(RUN_DIR).join("units");
         std::fs::create_dir_all(&directory)?;
+        let program = std::env::current_exe().context("cannot find the running program")?;
         let notes = Notes::new(Path::new(RUN_DIR));
         let remembered = Schedule::remembered(&identity::own().unwrap_or_default());
         let (done, files) = notes.recover(&directory, &remembered);
@@ -145,6 +148,7 @@ impl Units {
             store,
             systemd,
             directory,
+            program,
             notes,
             wanted: None,
             confirmed: None,
@@ -362,8 +366,12 @@ impl Units {
             Event::Job { id, unit, result } if ours(self, &unit) => {
                 match result.as_str() {
                     "dependency" => {
-                        let text = "a unit that it requires did not start (Requires=, BindsTo=)";
-                        self.errors.insert(unit.clone(), text.to_owned());
+                        let own = self.files.get(&unit).is_some_and(|file| file.own_address);
+                        let text = match addresses::failure(&unit).filter(|_| own) {
+                            Some(why) => format!("it gets no address of its own: {why}"),
+                            None => "a unit that it requires did not start (Requires=, BindsTo=)".to_owned(),
+                        };
+                        self.errors.insert(unit.clone(), text);
                     }
                     "timeout" => {
                         self.errors
@@ -525,9 +533,9 @@ impl Units {
             info!(units = load.len(), "load");
             let (store, systemd, directory) =
                 (self.store.clone(), self.systemd.clone(), self.directory.clone());
-            let enabled = self.machine.config.registrar.enabled;
-            let drains = enabled.then(|| std::env::current_exe().ok()).flatten();
-            let task = load::load(store, systemd, directory, drains, load);
+            let program = self.program.clone();
+            let drains = self.machine.config.registrar.enabled;
+            let task = load::load(store, systemd, directory, program, drains, load);
             self.tasks.spawn(async move { Finished::Loaded(task.await) });
         }
         if !unload.is_empty() {

@@ -8,9 +8,13 @@ use super::{
     output::{self, Format},
 };
 use anyhow::{Context, Result, bail};
-use api::{Client, network::NetworkPeer, types::Machine};
+use api::{
+    Client,
+    network::{NetworkPeer, NetworkStatus},
+    types::Machine,
+};
 use clap::{Args, Subcommand};
-use model::{NetworkConfig, keys};
+use model::{NetworkConfig, keys::NetworkKeys};
 use registry::{Guard, Store, Write};
 use std::{io::Read, path::PathBuf, process::ExitCode};
 
@@ -28,7 +32,7 @@ enum NetCommand {
     /// Show the network's configuration, or check and set it.
     ///
     /// Example: muster net config
-    Config(Config),
+    Config(Box<Config>),
     /// Show how the cluster network of a machine is, and its peers.
     ///
     /// Example: muster net status
@@ -54,6 +58,9 @@ enum NetCommand {
 struct Config {
     #[command(flatten)]
     access: AccessArgs,
+    /// Where the network's keys are; a further network's are elsewhere.
+    #[arg(long, default_value = "/coreos.com/network", global = true)]
+    prefix: String,
     #[command(subcommand)]
     command: Option<ConfigCommand>,
 }
@@ -75,9 +82,13 @@ enum ConfigCommand {
 impl Net {
     pub async fn run(self, client: &Client) -> Result<ExitCode> {
         match self.command {
-            NetCommand::Config(Config { access, command: None }) => show(&access).await,
-            NetCommand::Config(Config { access, command: Some(ConfigCommand::Set { file, check }) }) => {
-                set(&access, &file, check).await
+            NetCommand::Config(config) => {
+                let Config { access, prefix, command } = *config;
+                let key = NetworkKeys::new(&prefix).config();
+                match command {
+                    None => show(&access, &key).await,
+                    Some(ConfigCommand::Set { file, check }) => set(&access, &key, &file, check).await,
+                }
             }
             NetCommand::Status { output } => status(client, output).await,
             NetCommand::Doctor { output } => doctor(client, output).await,
@@ -85,9 +96,8 @@ impl Net {
     }
 }
 
-async fn show(access: &AccessArgs) -> Result<ExitCode> {
+async fn show(access: &AccessArgs, key: &str) -> Result<ExitCode> {
     let store = Store::connect(access.access()?).await?;
-    let key = keys::NETWORK_CONFIG;
     let Some(kv) = store.get(key).await? else {
         bail!(
             "there is no {key} yet: the first machine with an overlay writes it, or `muster net config set`"
@@ -99,7 +109,7 @@ async fn show(access: &AccessArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn set(access: &AccessArgs, file: &std::path::Path, check: bool) -> Result<ExitCode> {
+async fn set(access: &AccessArgs, key: &str, file: &std::path::Path, check: bool) -> Result<ExitCode> {
     let text = if file.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
@@ -112,7 +122,6 @@ async fn set(access: &AccessArgs, file: &std::path::Path, check: bool) -> Result
         return Ok(ExitCode::SUCCESS);
     }
     let store = Store::connect(access.access()?).await?;
-    let key = keys::NETWORK_CONFIG;
     let guard = match store.get(key).await? {
         Some(kv) => Guard::Unchanged(key.to_owned(), kv.mod_revision),
         None => Guard::Absent(key.to_owned()),
@@ -150,11 +159,23 @@ fn explain(text: &str) -> Result<()> {
 
 async fn status(client: &Client, format: Format) -> Result<ExitCode> {
     let status = client.network().await?;
-    let well =
-        if status.ready && status.problem.is_none() { ExitCode::SUCCESS } else { ExitCode::from(UNWELL) };
+    let all = || std::iter::once(&status).chain(&status.others);
+    let well = all().all(|network| network.ready && network.problem.is_none());
+    let well = if well { ExitCode::SUCCESS } else { ExitCode::from(UNWELL) };
     if format == Format::Json {
         output::json(&status)?;
         return Ok(well);
+    }
+    let names = machines(client).await;
+    for network in all() {
+        one(network, &names)?;
+    }
+    Ok(well)
+}
+
+fn one(status: &NetworkStatus, names: &[Machine]) -> Result<()> {
+    if !status.name.is_empty() {
+        output::line(format!("\n{}", status.name))?;
     }
     let subnet = status.subnet.map(|key| key.to_string()).unwrap_or_default();
     let state = if status.ready { "converged" } else { "not converged" };
@@ -167,17 +188,21 @@ async fn status(client: &Client, format: Format) -> Result<ExitCode> {
     if status.held > 0 {
         output::line(format!("held     {} peers that the hub has forgotten", status.held))?;
     }
-    let names = machines(client).await;
     let rows = status.peers.iter().map(|peer| {
         let handshake =
             peer.last_handshake.map(|seconds| format!("{seconds} s ago")).unwrap_or_else(|| "-".to_owned());
-        vec![name(&names, peer), peer.subnet.clone(), peer.public_ip.to_string(), peer.via.clone(), handshake]
+        vec![name(names, peer), peer.subnet.clone(), peer.public_ip.to_string(), peer.via.clone(), handshake]
     });
     output::table(Some(&["PEER", "SUBNET", "ADDRESS", "VIA", "HANDSHAKE"]), rows)?;
-    if let Some(problem) = &status.problem {
-        eprintln!("problem: {problem}");
+    if !status.units.is_empty() {
+        let rows = status.units.iter().map(|own| vec![own.unit.to_string(), own.address.to_string()]);
+        output::table(Some(&["UNIT", "OWN ADDRESS"]), rows)?;
     }
-    Ok(well)
+    if let Some(problem) = &status.problem {
+        let which = if status.name.is_empty() { String::new() } else { format!(" of {}", status.name) };
+        eprintln!("problem{which}: {problem}");
+    }
+    Ok(())
 }
 
 async fn doctor(client: &Client, format: Format) -> Result<ExitCode> {

@@ -179,8 +179,13 @@ pub(super) fn neighbour(message: &NeighbourMessage, link: u32) -> Option<Neighbo
 pub(super) fn fdb_entry(message: &NeighbourMessage, link: u32) -> Option<FdbEntry> {
     let own = message.header.ifindex == link && message.header.flags.contains(NeighbourFlags::Own);
     let destination = destination(message).filter(|_| own)?;
-    let permanent = message.header.state == NeighbourState::Permanent;
+    let permanent = is_permanent(message);
     Some(FdbEntry { mac: hardware(message)?, destination, permanent })
+}
+
+/// bridge(8) sets another bit beside it, and ip(8) and flannel do not.
+fn is_permanent(message: &NeighbourMessage) -> bool {
+    u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0
 }
 
 fn destination(message: &NeighbourMessage) -> Option<IpAddr> {

@@ -277,7 +277,8 @@ fn what_nft_says_is_in_the_error() {
 fn point_10_whatever_is_done_to_our_rules_shows_without_running_a_program() {
     let cluster = open_cluster();
     let one = &cluster.machines[0];
-    let mark = || one.host.block_on(async || rules_mark().await.expect("the kernel answers"));
+    let sets = cluster.firewall(one).sets();
+    let mark = || one.host.block_on(async || rules_mark(&sets).await.expect("the kernel answers"));
     fence(&cluster, one);
     let before = mark();
     assert_eq!(mark(), before, "nothing changed");

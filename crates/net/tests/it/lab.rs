@@ -3,13 +3,13 @@
 //! Invariant: nothing is left behind. A namespace is held by a child process that ends when this process does,
 //! however that happens, and the namespace with it.
 
-use model::{MachineId, NetworkConfig, Subnet};
+use model::{MachineId, NetworkConfig, Subnet, SubnetKey};
 use muster_core::overlay::{Desired, Firewall, Lease, Op, Underlay, own_lease, plan};
-use net::{Kernel, enable_forwarding};
+use net::{Kernel, enable_forwarding, enable_forwarding6};
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     panic::resume_unwind,
     process::{Child, Command, Stdio},
@@ -98,13 +98,13 @@ impl Namespace {
     /// Answers every TCP connection to port 3000 with the address that it came from.
     pub fn serve(&self) {
         let listener =
-            self.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("the port is free"));
+            self.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).expect("the port is free"));
         // Ends with the process; the namespace cannot be left behind by a socket.
         thread::spawn(move || {
             for connection in listener.incoming() {
                 let Ok(mut connection) = connection else { return };
                 let Ok(from) = connection.peer_addr() else { continue };
-                let _ = write!(connection, "{}", from.ip());
+                let _ = write!(connection, "{}", from.ip().to_canonical());
             }
         });
     }
@@ -123,13 +123,15 @@ impl Namespace {
 
     /// Asserts that the server at `to` answers, and that it saw the address `seen_as`.
     #[track_caller]
-    pub fn reaches(&self, to: Ipv4Addr, seen_as: Ipv4Addr) {
+    pub fn reaches(&self, to: impl Into<IpAddr>, seen_as: impl Into<IpAddr>) {
+        let (to, seen_as) = (to.into(), seen_as.into());
         let answer = self.ask(to, PORT, PATIENCE);
         assert_eq!(answer.unwrap_or_else(|error| panic!("{to}: {error}")), seen_as.to_string());
     }
 
     #[track_caller]
-    pub fn cannot_reach(&self, to: Ipv4Addr) {
+    pub fn cannot_reach(&self, to: impl Into<IpAddr>) {
+        let to = to.into();
         let answer = self.ask(to, PORT, SILENCE);
         assert!(answer.is_err(), "{to} answered, and saw {answer:?}");
     }
@@ -204,14 +206,32 @@ impl Machine {
         self.host.kernel(async |kernel| kernel.underlay(None).await.expect("a default route"))
     }
 
+    /// Gives the machine and its container addresses of IPv6 too.
+    pub fn second_family(&self) {
+        let Self { number, host, container, .. } = self;
+        host.run(&format!("ip address add fd77::{number}/64 dev eth0 nodad"));
+        host.run(&format!("ip address add fd00:0:0:{number}::1/64 dev docker0 nodad"));
+        container.run(&format!("ip address add fd00:0:0:{number}::2/64 dev eth0 nodad"));
+        container.run(&format!("ip route add default via fd00:0:0:{number}::1"));
+        host.block_on(enable_forwarding6).expect("forwarding can be enabled");
+    }
+
+    /// Both of its subnets.
+    pub fn both(&self) -> SubnetKey {
+        format!("10.1.{n}.0-24&fd00:0:0:{n}::-64", n = self.number).parse().expect("a key")
+    }
+
+    /// The container's address of IPv6.
+    pub fn container_ip6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0, 0, self.number.into(), 0, 0, 0, 2)
+    }
+
     /// Makes the machine's kernel what it should be, and gives the operations that this took.
     pub fn converge(&self, desired: &Desired) -> Vec<Op> {
         let ops = self.plan(desired);
-        self.host.kernel(async |kernel| {
-            for op in &ops {
-                kernel.apply(op).await.unwrap_or_else(|error| panic!("{op:?}: {error:?}"));
-            }
-        });
+        let applied = self.host.kernel(async |kernel| kernel.apply_all(&ops).await);
+        assert!(applied.failures.is_empty(), "{ops:?}: {:?}", applied.failures);
+        assert_eq!(applied.made, ops.len());
         ops
     }
 
@@ -234,7 +254,7 @@ pub fn plug(fabric: &Namespace, guest: &Namespace, ip: Ipv4Addr) {
 pub struct Cluster {
     pub config: NetworkConfig,
     pub machines: Vec<Machine>,
-    fabric: Namespace,
+    pub fabric: Namespace,
 }
 
 impl Cluster {

@@ -3,7 +3,9 @@
 //! them the tests fail.
 
 mod datapath;
+mod dual;
 mod firewall;
 mod lab;
+mod namespace;
 mod wireguard;
 mod wireguard_attacks;

@@ -140,6 +140,7 @@ fn desired() -> Desired {
         tunnel,
         underlay,
         mtu: 1450,
+        protocol: ROUTE_PROTOCOL,
         peers: BTreeMap::from([(subnet(2), peer(2)), (subnet(3), peer(3))]),
     }
 }

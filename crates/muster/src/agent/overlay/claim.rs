@@ -5,8 +5,9 @@
 //! its lease.
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
-use model::{LeaseId, MachineId, NetworkConfig, SubnetKey, SubnetLease, keys, network::NodeRecord};
+use model::{
+    LeaseId, MachineId, NetworkConfig, SubnetKey, SubnetLease, keys::NetworkKeys, network::NodeRecord,
+};
 use muster_core::overlay::{self, Choice, Claimant, Lease, Underlay};
 use registry::{Guard, KeyValue, Listing, Store, Write};
 use std::{
@@ -18,9 +19,10 @@ use std::{
 /// Who wants a subnet.
 pub(super) struct Claim<'a> {
     pub(super) store: &'a Store,
+    pub(super) keys: &'a NetworkKeys,
     pub(super) machine: &'a MachineId,
-    /// The network, if the hub has no configuration yet.
-    pub(super) network: Ipv4Net,
+    /// The network, if the hub has no configuration yet; none: somebody else has to write one.
+    pub(super) network: Option<NetworkConfig>,
     pub(super) underlay: &'a Underlay,
     /// WireGuard's public key in base64, for a network that needs one.
     pub(super) wireguard: &'a (dyn Fn() -> Result<String> + Sync),
@@ -47,9 +49,9 @@ pub(super) struct Claimed {
 impl Claim<'_> {
     /// Takes a subnet. `None`: somebody was faster, and the next attempt will see it.
     pub(super) async fn take(&self) -> Result<Option<Claimed>> {
-        let listing = self.store.list(keys::NETWORK).await?;
+        let listing = self.store.list(self.keys.prefix()).await?;
         let Some(config) = self.config(&listing).await? else { return Ok(None) };
-        let found = Found::read(&listing, self.machine);
+        let found = Found::read(&listing, self.keys, self.machine);
         let wireguard = match config.backend {
             model::network::Backend::Wireguard(_) => Some((self.wireguard)()?),
             _ => None,
@@ -71,7 +73,7 @@ impl Claim<'_> {
             ),
         };
         (self.check)(&config, key)?;
-        let name = keys::subnet(key);
+        let name = self.keys.subnet(key);
         let taken = listing.items.iter().find(|kv| kv.key == name);
         let others = found.leases.iter().filter(|(other, _)| *other != key).cloned().collect();
         let claimed = |lease| Claimed { config: config.clone(), key, value: own.clone(), lease, others };
@@ -95,7 +97,7 @@ impl Claim<'_> {
         }];
         let mut writes = vec![
             Write::Put { key: name, value: value.into(), lease },
-            Write::put(keys::network_node(self.machine), serde_json::to_vec(&record)?),
+            Write::put(self.keys.node(self.machine), serde_json::to_vec(&record)?),
         ];
         for kv in stale {
             guards.push(Guard::Unchanged(kv.key.clone(), kv.mod_revision));
@@ -124,22 +126,26 @@ impl Claim<'_> {
             .leases
             .iter()
             .filter(|(other, lease)| mine(other, lease))
-            .map(|(other, _)| keys::subnet(*other))
+            .map(|(other, _)| self.keys.subnet(*other))
             .collect();
         listing.items.iter().filter(|kv| names.contains(&kv.key) && kv.lease.is_some()).take(16).collect()
     }
 
     /// The network's configuration; where there is none, this machine's is written, and `None` says to look again.
     async fn config(&self, listing: &Listing) -> Result<Option<NetworkConfig>> {
-        let key = keys::NETWORK_CONFIG;
+        let key = self.keys.config();
         if let Some(kv) = listing.items.iter().find(|kv| kv.key == key) {
             let text = str::from_utf8(&kv.value).with_context(|| format!("{key} is no UTF-8"))?;
             return text.parse().map(Some).with_context(|| format!("in {key}"));
         }
-        let config = NetworkConfig::vxlan(self.network).context("in [overlay] network")?;
-        let write = Write::put(key, config.to_json());
+        let Some(network) = &self.network else {
+            bail!(
+                "there is no {key} yet: write one, such as {{\"Network\":\"10.2.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\",\"VNI\":2}}}}"
+            );
+        };
+        let write = Write::put(key.clone(), network.to_json());
         // Whoever was faster decides.
-        self.store.commit(&[Guard::Absent(key.to_owned())], &[write]).await?;
+        self.store.commit(&[Guard::Absent(key)], &[write]).await?;
         Ok(None)
     }
 }
@@ -154,11 +160,11 @@ struct Found {
 }
 
 impl Found {
-    fn read(listing: &Listing, machine: &MachineId) -> Self {
+    fn read(listing: &Listing, keys: &NetworkKeys, machine: &MachineId) -> Self {
         let mut found = Self { leases: Vec::new(), record: None, claimed: BTreeSet::new() };
         for kv in &listing.items {
-            found.leases.extend(lease(&kv.key, &kv.value));
-            let Some(id) = kv.key.strip_prefix(keys::NETWORK_NODES) else { continue };
+            found.leases.extend(lease(keys, &kv.key, &kv.value));
+            let Some(id) = keys.node_of(&kv.key) else { continue };
             let Ok(record) = serde_json::from_slice::<NodeRecord>(&kv.value) else { continue };
             if id == machine.as_str() {
                 found.record = Some(record);
@@ -170,9 +176,8 @@ impl Found {
     }
 }
 
-/// A key under [`keys::SUBNETS`] with its value, if it is one. A value that cannot be read is nobody's lease, but its
+/// The key of a lease with its value, if it is one. A value that cannot be read is nobody's lease, but its
 /// subnet is taken.
-pub(super) fn lease(key: &str, value: &[u8]) -> Option<Lease> {
-    let key = key.strip_prefix(keys::SUBNETS)?.parse().ok()?;
-    Some((key, serde_json::from_slice(value).ok()))
+pub(super) fn lease(keys: &NetworkKeys, key: &str, value: &[u8]) -> Option<Lease> {
+    Some((keys.subnet_of(key)?, serde_json::from_slice(value).ok()))
 }

@@ -1,9 +1,10 @@
 //! What the overlay tells the machine, and what it remembers: flannel's `subnet.env`, Docker's options, a CNI
 //! configuration, and the network as last known for a boot without the hub.
 
-use super::{Held, write_file};
-use crate::config::OverlaySection;
+use super::{super::addresses, Held, write_file};
+use crate::config::{Config, OverlaySection};
 use anyhow::{Context, Result};
+use ipnet::Ipv4Net;
 use model::{SubnetKey, SubnetLease};
 use muster_core::overlay::{self, Lease};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub(in crate::agent) struct Places {
     pub(in crate::agent) state: PathBuf,
     /// What a reboot clears.
     pub(in crate::agent) run: PathBuf,
+    /// Where flannel has the files of networks with a name.
+    pub(in crate::agent) networks: PathBuf,
 }
 
 /// What a machine needs to join the network while the hub is away.
@@ -61,87 +64,140 @@ impl Cache {
 }
 
 impl Places {
-    fn cache(&self) -> PathBuf {
-        self.state.join("overlay.json")
+    fn cache(&self, network: &str) -> PathBuf {
+        let name =
+            if network.is_empty() { "overlay.json".to_owned() } else { format!("overlay-{network}.json") };
+        self.state.join(name)
     }
 
-    pub(super) fn remember(&self, held: &Held, leases: &[Lease]) {
+    pub(super) fn remember(&self, network: &str, held: &Held, leases: &[Lease]) {
         let known =
             leases.iter().filter_map(|(key, lease)| Some((key.to_string(), lease.clone()?))).collect();
         let cache = Cache { v: 1, config: held.config.to_json(), subnet: held.key, leases: known };
         let text = serde_json::to_string(&cache).expect("leases always render");
-        if std::fs::read_to_string(self.cache()).is_ok_and(|before| before == text) {
+        if std::fs::read_to_string(self.cache(network)).is_ok_and(|before| before == text) {
             return;
         }
-        if let Err(error) = write_file(&self.cache(), &text) {
+        if let Err(error) = write_file(&self.cache(network), &text) {
             warn!(%error, "network not remembered: a reboot without the hub will wait for it");
         }
     }
 
-    pub(super) fn cached(&self) -> Option<Cache> {
-        let text = std::fs::read_to_string(self.cache()).ok()?;
+    pub(super) fn cached(&self, network: &str) -> Option<Cache> {
+        let text = std::fs::read_to_string(self.cache(network)).ok()?;
         serde_json::from_str(&text).ok()
     }
 
-    /// Tells container runtimes which subnet they have. Files that are right already are not touched.
-    pub(super) fn tell(&self, section: &OverlaySection, dns: bool, held: &Held, mtu: u32) -> Result<()> {
+    /// Tells container runtimes which subnet they have. Files that are right already are not touched. Of a network with
+    /// a name there is flannel's file.
+    pub(super) fn tell(&self, config: &Config, network: &str, held: &Held, mtu: u32) -> Result<()> {
+        if !network.is_empty() {
+            let path = self.networks.join(format!("{network}.env"));
+            return write_all(vec![(path, overlay::subnet_env(&held.config, held.key, mtu))]);
+        }
+        let (section, dns) = (&config.overlay, config.router.dns.enabled);
+        let units = section.unit_addresses;
         let mut files = vec![
             (self.run.join("subnet.env"), overlay::subnet_env(&held.config, held.key, mtu)),
-            (self.run.join("docker.env"), overlay::docker_env(held.key, mtu, dns)),
+            (self.run.join("docker.env"), overlay::docker_env(held.key, mtu, dns, units)),
         ];
         if let Some(path) = &section.cni_config {
-            files.push((path.clone(), overlay::cni_config(held.key, mtu)));
+            files.push((path.clone(), overlay::cni_config(held.key, mtu, units)));
         }
-        for (path, text) in files {
-            if std::fs::read_to_string(&path).is_ok_and(|before| before == text) {
-                continue;
-            }
-            let cannot = || format!("cannot write {}", path.display());
-            std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).with_context(cannot)?;
-            write_file(&path, &text).with_context(cannot)?;
-        }
-        Ok(())
+        write_all(files)?;
+        let ground = units.then(|| addresses::Ground {
+            v: 1,
+            subnet: held.key.v4,
+            mtu,
+            bridge: subnets_bridge(section).to_owned(),
+            container_socket: config.registrar.container_socket.clone(),
+        });
+        addresses::tell(&self.run, ground.as_ref(), config)
     }
 }
 
-/// Makes the Docker network `name` with this machine's subnet, if Docker answers and has none of that name. One with
-/// another subnet is made anew as long as nothing is attached to it. Says whether there is nothing left to do.
-pub(super) async fn docker_network(name: &str, key: SubnetKey, mtu: u32) -> bool {
-    let inspected =
-        docker(&["network", "inspect", "--format", "{{range .IPAM.Config}}{{.Subnet}} {{end}}", name]).await;
-    match inspected {
-        Ok(subnets) if subnets.split_whitespace().any(|subnet| subnet == key.v4.to_string()) => return true,
-        Ok(subnets) => {
-            if let Err(error) = docker(&["network", "rm", name]).await {
-                warn!(network = name, %subnets, subnet = %key.v4, error = format!("{error:#}"),
-                    "the Docker network has another subnet: stop its containers");
-                return false;
-            }
+fn write_all(files: Vec<(PathBuf, String)>) -> Result<()> {
+    for (path, text) in files {
+        if std::fs::read_to_string(&path).is_ok_and(|before| before == text) {
+            continue;
         }
-        Err(error) => debug!(network = name, error = format!("{error:#}"), "no such Docker network yet"),
+        let cannot = || format!("cannot write {}", path.display());
+        std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).with_context(cannot)?;
+        write_file(&path, &text).with_context(cannot)?;
+    }
+    Ok(())
+}
+
+/// The bridge that the machine's subnet is on.
+fn subnets_bridge(section: &OverlaySection) -> &str {
+    match (&section.docker_network, &section.cni_config) {
+        (Some(_), _) => DOCKER_BRIDGE,
+        (None, Some(_)) => CNI_BRIDGE,
+        (None, None) => &section.bridge,
+    }
+}
+
+/// What Docker has of one of its networks.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Pool {
+    subnet: String,
+    #[serde(rename = "IPRange", default)]
+    range: String,
+}
+
+/// Makes the Docker network `name` with this machine's subnet, of which containers get `range`, if Docker answers and has
+/// none of that name. One with other addresses is made anew as long as nothing is attached to it. Says whether there is
+/// nothing left to do; an error is for a person.
+pub(super) async fn docker_network(
+    name: &str,
+    bridge: &str,
+    key: SubnetKey,
+    range: Option<Ipv4Net>,
+    mtu: u32,
+) -> Result<bool> {
+    if docker(&["version"]).await.is_err() {
+        debug!("Docker does not answer yet");
+        return Ok(false);
+    }
+    let range = range.map(|range| range.to_string());
+    if let Ok(pools) = docker(&["network", "inspect", "--format", "{{json .IPAM.Config}}", name]).await {
+        let ours = |pool: &Pool| {
+            pool.subnet == key.v4.to_string() && pool.range == range.as_deref().unwrap_or_default()
+        };
+        let found: Vec<Pool> = serde_json::from_str(&pools).unwrap_or_default();
+        if found.iter().any(ours) {
+            return Ok(true);
+        }
+        let cannot = || {
+            let (pools, subnet) = (pools.trim(), key.v4);
+            format!(
+                "Docker's network `{name}` has {pools}, and not {subnet}: stop its containers, and it is made anew"
+            )
+        };
+        docker(&["network", "rm", name]).await.with_context(cannot)?;
     }
     let (subnet, gateway, mtu) = (key.v4.to_string(), key.v4.bridge().to_string(), mtu.to_string());
     let option = |name: &str, value: &str| format!("com.docker.network.{name}={value}");
     let options = [
         option("driver.mtu", &mtu),
-        option("bridge.name", DOCKER_BRIDGE),
+        option("bridge.name", bridge),
         option("bridge.enable_ip_masquerade", "false"),
         // Since version 28 Docker drops what other machines send straight to a container; older ones do not know this.
         option("bridge.gateway_mode_ipv4", "nat-unprotected"),
     ];
     let mut arguments = vec!["network", "create", "--subnet", &subnet, "--gateway", &gateway];
+    arguments.extend(range.iter().flat_map(|range| ["--ip-range", range.as_str()]));
     arguments.extend(options.iter().flat_map(|option| ["--opt", option.as_str()]));
     arguments.push(name);
-    match docker(&arguments).await {
-        Ok(_) => {
-            info!(network = name, %subnet, "Docker network made");
-            true
-        }
-        Err(error) => {
-            debug!(network = name, error = format!("{error:#}"), "Docker network not made yet");
-            false
-        }
-    }
+    docker(&arguments).await.with_context(|| {
+        format!(
+            "Docker does not make the network `{name}` with {subnet} (if its default bridge has these addresses: \
+             remove the drop-in and give it others, `bip` in /etc/docker/daemon.json)"
+        )
+    })?;
+    info!(network = name, %subnet, "Docker network made");
+    Ok(true)
 }
 
 async fn docker(arguments: &[&str]) -> Result<String> {

@@ -22,11 +22,14 @@ struct Snapshot {
     /// What was refused, and what failed in the last round.
     refused: Option<String>,
     failed: Option<String>,
+    /// What Docker does not do.
+    docker: Option<String>,
 }
 
 impl View {
-    pub(super) fn new(machine: MachineId) -> Self {
-        let status = NetworkStatus { machine: Some(machine), ..NetworkStatus::default() };
+    pub(super) fn new(machine: MachineId, network: &str) -> Self {
+        let (machine, name) = (Some(machine), network.to_owned());
+        let status = NetworkStatus { machine, name, ..NetworkStatus::default() };
         Self(Arc::new(watch::Sender::new(Snapshot { status, ..Snapshot::default() })))
     }
 
@@ -40,13 +43,19 @@ impl View {
         self.replace(|snapshot| &mut snapshot.failed, problem)
     }
 
+    /// What Docker does not do, or nothing any more. Says whether that is news.
+    pub(super) fn docker(&self, problem: Option<String>) -> bool {
+        self.replace(|snapshot| &mut snapshot.docker, problem)
+    }
+
     fn replace(&self, which: fn(&mut Snapshot) -> &mut Option<String>, problem: Option<String>) -> bool {
         let mut news = false;
         self.0.send_modify(|snapshot| {
             let known = which(snapshot);
             news = *known != problem;
             *known = problem;
-            snapshot.status.problem = snapshot.refused.clone().or_else(|| snapshot.failed.clone());
+            let problems = [&snapshot.refused, &snapshot.failed, &snapshot.docker];
+            snapshot.status.problem = problems.into_iter().flatten().next().cloned();
         });
         news
     }

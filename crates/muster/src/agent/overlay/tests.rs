@@ -1,12 +1,20 @@
 //! The role on real kernels: a network namespace for each machine, a hub in memory. Named after the points in which the
 //! overlay has to be better than what it replaces. What a namespace cannot show (Docker) is in the end-to-end tests.
 
+/// Together with flannel's machines.
+mod interop;
 /// Namespaces, shared with the tests of `net`.
 #[allow(dead_code, unreachable_pub, reason = "written for another crate's tests, which use more of it")]
 #[path = "../../../../net/tests/it/lab.rs"]
 mod lab;
+/// The hub away, empty, compacted, without a leader.
+mod outage;
+/// Several networks.
+mod several;
+/// What can be seen and forged between the machines.
+mod wire;
 
-use super::{Overlay, Places, View, claim::Claim};
+use super::{Network, Overlay, Places, TERMS, Terms, View, claim::Claim};
 use crate::{agent::Machine, config::Config};
 use lab::{Cluster, Namespace};
 use model::{SubnetKey, SubnetLease, keys, network::NodeRecord};
@@ -69,6 +77,7 @@ struct World {
     cluster: Cluster,
     store: Store,
     files: Vec<TempDir>,
+    terms: Terms,
 }
 
 fn block<T>(work: impl Future<Output = T>) -> T {
@@ -82,6 +91,7 @@ impl World {
             cluster: Cluster::new(size),
             store: Store::memory(),
             files: (0..size).map(|_| tempfile::tempdir().expect("a directory")).collect(),
+            terms: TERMS,
         };
         world.put(keys::NETWORK_CONFIG, config);
         for machine in &world.cluster.machines {
@@ -110,6 +120,21 @@ impl World {
     }
 
     fn start_on(&self, index: usize, store: Store) -> Running {
+        self.start_with(index, async || store)
+    }
+
+    /// `store` is asked for inside the machine, so that its connection is made from there.
+    fn start_with(&self, index: usize, store: impl AsyncFnOnce() -> Store + Send + 'static) -> Running {
+        let first = Network::all(&Config::default().overlay).remove(0);
+        self.start_network(index, first, store)
+    }
+
+    fn start_network(
+        &self,
+        index: usize,
+        network: Network,
+        store: impl AsyncFnOnce() -> Store + Send + 'static,
+    ) -> Running {
         let machine = &self.cluster.machines[index];
         let directory = self.files[index].path().to_owned();
         let name = format!("m{}", machine.number);
@@ -119,12 +144,19 @@ impl World {
         let (ready, is_ready) = watch::channel(false);
         let (sender, receiver) = mpsc::channel();
         let token = stop.clone();
+        let terms = self.terms;
         let thread = thread::spawn(move || {
             rustix::thread::move_into_link_name_space(namespace.as_fd(), None).expect("root may enter");
             block(async move {
                 let kernel = net::Kernel::connect().await.expect("a netlink socket");
-                let places = Places { state: directory.clone(), run: directory };
-                let overlay = Overlay::new(role, store, kernel, places, watch::channel(None).0, ready);
+                let places = Places {
+                    state: directory.clone(),
+                    run: directory.clone(),
+                    networks: directory.join("networks"),
+                };
+                let (store, told) = (store().await, (watch::channel(None).0, ready));
+                let mut overlay = Overlay::new(role, network, store, kernel, places, told);
+                overlay.terms = terms;
                 sender.send(overlay.view()).expect("the test waits");
                 overlay.run(token).await.expect("the role does not fail");
             });
@@ -263,8 +295,9 @@ fn point_05_fifty_machines_that_start_at_once_get_fifty_subnets() {
                 let key = || -> anyhow::Result<String> { anyhow::bail!("no WireGuard") };
                 let claim = Claim {
                     store: &store,
+                    keys: &keys::NetworkKeys::default(),
                     machine: &machine,
-                    network: "10.1.0.0/18".parse().expect("a network"),
+                    network: Some(r#"{"Network":"10.1.0.0/18"}"#.parse().expect("valid")),
                     underlay: &underlay,
                     wireguard: &|| key(),
                     previous: None,
@@ -299,19 +332,31 @@ fn underlay(last: u8) -> Underlay {
 }
 
 #[test]
-fn point_06_a_reservation_stays_one() {
-    let world = World::vxlan(1);
+fn point_06_a_reservation_survives_start_renewal_and_twice_its_time() {
+    let mut world = World::vxlan(2);
+    // Short enough to be over during the test, were it kept for a machine that is silent.
+    world.terms = Terms { ttl: Duration::from_secs(2), renewal: Duration::from_millis(400) };
     let machine = &world.cluster.machines[0];
     let reserved = "10.1.200.0-24".parse::<SubnetKey>().expect("a key");
     block(world.store.commit(&[], &[Write::Delete(keys::network_node(&machine.id))])).expect("memory");
     let value = format!(r#"{{"PublicIP":"{}"}}"#, machine.ip);
     world.put(&keys::subnet(reserved), &value);
-    for _ in 0..2 {
-        let running = world.start(0);
-        eventually("it has the reserved subnet", || running.view.status().subnet == Some(reserved));
+    let lease = || {
         let kv = block(world.store.get(&keys::subnet(reserved))).expect("memory").expect("it is there");
-        assert_eq!(kv.lease, None, "a reservation never ends");
+        kv.lease
+    };
+    for _ in 0..2 {
+        let (running, other) = (world.start(0), world.start(1));
+        eventually("it has the reserved subnet", || running.view.status().subnet == Some(reserved));
+        eventually("the other has a lease", || world.lease(1).is_some());
+        thread::sleep(world.terms.ttl * 2);
+        assert_eq!(lease(), None, "a reservation never ends");
+        assert_eq!(running.view.status().subnet, Some(reserved));
+        assert!(world.lease(1).is_some(), "what is renewed does not end");
         running.stop();
+        other.stop();
+        eventually("a lease that nobody renews ends", || world.lease(1).is_none());
+        assert_eq!(lease(), None, "a reservation does not");
     }
 }
 
@@ -403,6 +448,30 @@ fn point_10_flushed_rules_are_back_under_a_policy_of_drop_and_nothing_is_run_in_
     world.host(1).run("ip route add 10.99.0.0/24 via 192.168.77.9");
     assert_eq!(running[1].view.status().rules_repaired, 0, "others' changes are none of ours");
     assert!(repaired >= 1);
+}
+
+#[test]
+fn point_10_the_first_start_of_docker_is_no_repair() {
+    let world = World::vxlan(2);
+    let running = world.start_all();
+    let one = world.host(0);
+    // As dockerd 20.10 does it when it starts.
+    for rule in [
+        "-P FORWARD DROP",
+        "-N DOCKER-USER",
+        "-A DOCKER-USER -j RETURN",
+        "-I FORWARD -j DOCKER-USER",
+        "-N DOCKER",
+        "-A FORWARD -o docker0 -j DOCKER",
+    ] {
+        one.run(&format!("iptables {rule}"));
+    }
+    eventually("it is jumped to", || one.run("iptables -S DOCKER-USER").contains("-j MUSTER-OVERLAY"));
+    world.containers_meet();
+    assert_eq!(running[0].view.status().rules_repaired, 0, "nobody damaged anything");
+    one.run("iptables -D DOCKER-USER -j MUSTER-OVERLAY");
+    eventually("it is jumped to again", || one.run("iptables -S DOCKER-USER").contains("-j MUSTER-OVERLAY"));
+    eventually("that is one", || running[0].view.status().rules_repaired == 1);
 }
 
 fn eventually_still(view: &View) -> u64 {
@@ -498,11 +567,17 @@ fn what_cannot_be_used_is_refused_and_changes_nothing() {
         eventually(config, || running[0].view.status().problem.is_some_and(|problem| problem.contains(told)));
         world.containers_meet();
     }
+    // What is taken back is known at once, and not at the next attempt.
+    world.put(keys::NETWORK_CONFIG, r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let well = eventually("it is well again", || running[0].view.status().problem.is_none());
+    assert!(well < super::REFUSED_PAUSE / 2, "{well:?}");
     // Values that are no leases concern nobody.
     world.put("/coreos.com/network/subnets/10.1.7.0-24", "rubbish");
     world.put("/coreos.com/network/subnets/nonsense", "{}");
-    world.put(keys::NETWORK_CONFIG, r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}"#);
-    eventually("it is well again", || running[0].view.status().problem.is_none());
+    let rounds = running[0].view.status().rounds;
+    world.host(0).run("ip route add 10.98.0.0/24 via 192.168.77.9");
+    eventually("a round later", || running[0].view.status().rounds > rounds);
+    assert_eq!(running[0].view.status().problem, None);
     world.containers_meet();
 }
 

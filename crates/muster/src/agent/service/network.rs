@@ -3,20 +3,25 @@
 use super::Hub;
 use api::{
     ApiError,
-    network::{Findings, Network, NetworkStatus},
+    network::{Findings, Network, NetworkStatus, UnitAddress},
 };
 
 impl Network for Hub {
     fn network(&self) -> Result<NetworkStatus, ApiError> {
-        let view = self.network.as_ref();
-        view.map(super::super::overlay::View::status).ok_or_else(off)
+        let (view, others) = self.networks.split_first().ok_or_else(off)?;
+        let others = others.iter().map(super::super::overlay::View::status).collect();
+        let addresses = super::super::addresses::all();
+        let units = addresses.into_iter().map(|(unit, address)| UnitAddress { unit, address }).collect();
+        Ok(NetworkStatus { units, others, ..view.status() })
     }
 
     async fn examine(&self) -> Result<Findings, ApiError> {
-        match &self.network {
-            Some(view) => Ok(view.examine().await),
-            None => Err(off()),
+        let (first, others) = self.networks.split_first().ok_or_else(off)?;
+        let mut findings = first.examine().await;
+        for view in others {
+            findings.peers.extend(view.examine().await.peers);
         }
+        Ok(findings)
     }
 
     fn metrics(&self) -> String {

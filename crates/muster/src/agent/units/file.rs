@@ -12,6 +12,8 @@ pub(super) struct File {
     pub(super) hash: String,
     /// `OnPartition=stop`.
     pub(super) fenced: bool,
+    /// `Address=own`.
+    pub(super) own_address: bool,
     /// It has an `[Install]` section.
     pub(super) install: bool,
     /// systemd calls it active as soon as it has a process, whatever becomes of that: `Type=simple`.
@@ -28,6 +30,7 @@ impl File {
         Self {
             hash,
             fenced: says(|checked| checked.requirements.on_partition == OnPartition::Stop),
+            own_address: says(|checked| checked.requirements.own_address),
             install: says(|checked| checked.file.install_wanted()),
             registrations: checked
                 .as_ref()

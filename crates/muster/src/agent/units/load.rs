@@ -3,7 +3,11 @@
 //! Not here: when. Invariant: every unit has an outcome of its own, and what fails for one leaves nothing of it
 //! behind and holds up no other.
 
-use super::{super::write_file, file::File, local};
+use super::{
+    super::{addresses, write_file},
+    file::File,
+    local,
+};
 use model::{UnitName, UnitRecord, keys};
 use registry::Store;
 use std::{
@@ -27,12 +31,13 @@ pub(super) struct Order {
 type Outcomes<T> = BTreeMap<UnitName, Result<T, String>>;
 
 /// Writes and links the files, enables those that ask for it, and makes systemd read them: once for all of them.
-/// `drains` is the program that drains registered units before they stop, if there is a registrar.
+/// `program` is this one; with `drains` registered units are drained before they stop.
 pub(super) async fn load(
     store: Store,
     systemd: Systemd,
     directory: PathBuf,
-    drains: Option<PathBuf>,
+    program: PathBuf,
+    drains: bool,
     orders: BTreeMap<UnitName, Order>,
 ) -> Outcomes<File> {
     let (mut outcomes, mut texts) = (Outcomes::new(), BTreeMap::new());
@@ -58,9 +63,13 @@ pub(super) async fn load(
         let path = directory.join(unit.as_str());
         // The schedule's word counts, so that both agree in any case.
         let file = File { hash, ..File::new(&unit, text) };
-        let program = drains.as_ref().and_then(|program| program.to_str());
-        let text = program.map_or_else(|| file.text.to_string(), |program| file.for_systemd(program));
-        match write_file(&path, &text) {
+        let program = program.to_str().unwrap_or_default();
+        let text = if drains { file.for_systemd(program) } else { file.text.to_string() };
+        let beside = match file.own_address {
+            true => addresses::install(&unit, program),
+            false => addresses::remove(&unit),
+        };
+        match beside.and_then(|()| write_file(&path, &text)) {
             Ok(()) => {
                 ready.insert(unit, file);
             }
@@ -80,6 +89,7 @@ pub(super) async fn load(
         // Whether there was a link at all is not known; what was there is gone, or was never made.
         let _ = each(&systemd, &Batch::Unlink, &half).await;
         for unit in &half {
+            let _ = addresses::remove(unit);
             let _ = std::fs::remove_file(directory.join(unit.as_str()));
         }
     }
@@ -123,6 +133,8 @@ pub(super) async fn unload(systemd: Systemd, directory: PathBuf, units: BTreeSet
             && error.kind() != std::io::ErrorKind::NotFound
         {
             failed.insert(unit, format!("its file is not removed: {error}"));
+        } else if let Err(error) = addresses::remove(&unit) {
+            failed.insert(unit, format!("its drop-in is not removed: {error}"));
         }
     }
     let read = systemd.reload().await;

@@ -32,7 +32,13 @@ impl World {
     fn new() -> Self {
         let store = Store::memory();
         Self {
-            hub: Hub::new(machine(), store.clone(), None, None, crate::agent::metrics::Metrics::default()),
+            hub: Hub::new(
+                machine(),
+                store.clone(),
+                None,
+                Vec::new(),
+                crate::agent::metrics::Metrics::default(),
+            ),
             store,
         }
     }
