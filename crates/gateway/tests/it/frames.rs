@@ -266,6 +266,6 @@ impl<S: Read + Write> Raw<S> {
 
     /// The code of the GOAWAY that has come.
     pub(crate) fn goaway(&self) -> Option<u32> {
-        self.came.iter().filter(|frame| frame.kind == GOAWAY).next_back()?.code()
+        self.came.iter().rfind(|frame| frame.kind == GOAWAY)?.code()
     }
 }

@@ -95,7 +95,6 @@ pub(super) struct Agent {
     pub(super) router: Router,
     pub(super) lease: Option<LeaseId>,
     routers: BTreeMap<MachineId, RouterRecord>,
-    routers_revision: Revision,
     adopted: bool,
     units: BTreeMap<UnitName, Unit>,
     reported: Option<(RouterRecord, LeaseId)>,
@@ -128,7 +127,6 @@ impl Agent {
             router: Router::new(hold, planted),
             lease: None,
             routers: BTreeMap::new(),
-            routers_revision: Revision(0),
             adopted: false,
             units: BTreeMap::new(),
             reported: None,
@@ -235,7 +233,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn timer(&mut self, now: Duration, at: Timestamp, timer: Timer, out: &mut Vec<Out>) {
+    pub(super) fn timer(&mut self, now: Duration, timer: Timer, out: &mut Vec<Out>) {
         match timer {
             Timer::Tick => {
                 let own = self.own(now);
@@ -261,7 +259,6 @@ impl Agent {
             }
             Timer::Adopt => self.adopt(out),
         }
-        let _ = at;
     }
 
     fn adopt(&mut self, out: &mut Vec<Out>) {
@@ -363,7 +360,6 @@ impl Agent {
                             |kv: &mvcc::KeyValue| serde_json::from_slice::<RouterRecord>(&kv.value).ok();
                         self.routers =
                             items.iter().filter_map(read).map(|r| (r.machine.clone(), r)).collect();
-                        self.routers_revision = revision;
                         let routers = self.routers.clone();
                         self.step(now, Event::Routers(routers), out);
                     }
@@ -422,7 +418,6 @@ impl Agent {
                         _ => self.routers.retain(|machine, _| keys::router(machine) != key),
                     }
                 }
-                self.routers_revision = revision;
                 let routers = self.routers.clone();
                 self.step(now, Event::Routers(routers), out);
             }

@@ -80,10 +80,10 @@ impl Publisher {
             self.busy = Some(Busy::List);
             return Next::Call(Request::List(keys::SERVICES.to_owned()));
         }
-        self.differences(now, lease)
+        self.differences(lease)
     }
 
-    fn differences(&mut self, now: Duration, lease: LeaseId) -> Next {
+    fn differences(&mut self, lease: LeaseId) -> Next {
         let Some((_, known, _)) = &self.known else { return Next::Later };
         let ids = known.differing(&self.goal.1);
         if ids.is_empty() {
@@ -95,13 +95,13 @@ impl Publisher {
         }
         let marks = known.marks_of(&ids);
         if marks.is_empty() {
-            return self.commit(now, lease, &ids, &[]);
+            return self.commit(lease, &ids, &[]);
         }
         self.busy = Some(Busy::Marks(ids));
         Next::Call(Request::Get(marks))
     }
 
-    fn commit(&mut self, _: Duration, lease: LeaseId, ids: &[Id], marks: &[KeyValue]) -> Next {
+    fn commit(&mut self, lease: LeaseId, ids: &[Id], marks: &[KeyValue]) -> Next {
         let Some((_, known, _)) = &self.known else { return Next::Later };
         let plan = known.plan(ids, &self.goal.1, marks.iter().map(entry));
         let guards = plan.guards.iter().cloned().map(|guard| match guard {
@@ -132,17 +132,15 @@ impl Publisher {
             (Some(Busy::List), Ok(Answer::Listing { revision, items })) => {
                 self.known = Some((lease, Known::of(items.iter().map(entry), lease), now));
                 self.revision = revision;
-                self.differences(now, lease)
+                self.differences(lease)
             }
-            (Some(Busy::Marks(ids)), Ok(Answer::Listing { items, .. })) => {
-                self.commit(now, lease, &ids, &items)
-            }
+            (Some(Busy::Marks(ids)), Ok(Answer::Listing { items, .. })) => self.commit(lease, &ids, &items),
             (Some(Busy::Commit(plan)), Ok(Answer::Committed { yes: true, revision })) => {
                 if let Some((_, known, _)) = &mut self.known {
                     known.carried_out(plan, revision);
                 }
                 self.revision = revision;
-                self.differences(now, lease)
+                self.differences(lease)
             }
             _ => {
                 if !self.forgetful {

@@ -192,8 +192,7 @@ impl Router {
         let names: BTreeSet<ServiceName> =
             served.services.keys().chain(self.services.keys()).cloned().collect();
         for name in names {
-            let members: Vec<Member> =
-                served.services.get(&name).map(|view| members(view)).unwrap_or_default();
+            let members: Vec<Member> = served.services.get(&name).map(members).unwrap_or_default();
             let service = self.services.entry(name).or_insert_with(|| Service {
                 balancer: Balancer::new(Settings::default()),
                 budget: RetryBudget::default(),

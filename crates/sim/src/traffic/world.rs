@@ -508,7 +508,7 @@ impl World {
                 false
             }
             Input::Timer(timer) => {
-                agent.timer(now, at, timer, &mut out);
+                agent.timer(now, timer, &mut out);
                 timer == Timer::Tick
             }
             Input::Found(unit, found) => {
