@@ -12,6 +12,7 @@ use muster_core::{
 use mvcc::{Event, EventKind, KeyValue};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -153,7 +154,7 @@ impl Router {
         if self.batch.due(&Pace::default()).is_some_and(|due| due <= now) {
             self.shown = Some(self.served().clone());
             self.reloads.push(now);
-            self.batch.applied(now);
+            self.batch.applied(&Pace::default(), now);
         }
     }
 
@@ -216,6 +217,24 @@ impl Router {
                 _ => members,
             };
             service.balancer.update(now, &members);
+        }
+    }
+
+    /// What balancers have left out until it can be reached.
+    pub(super) fn unreachable(&self) -> Vec<(ServiceName, Place, IpAddr)> {
+        let mut found = Vec::new();
+        for (name, service) in &self.services {
+            let suspects: BTreeSet<Place> = service.balancer.suspects().collect();
+            let endpoints = service.balancer.endpoints().filter(|one| suspects.contains(&one.place));
+            found.extend(endpoints.map(|one| (name.clone(), one.place, one.member.address.ip())));
+        }
+        found
+    }
+
+    /// A check has reached it.
+    pub(super) fn reached(&mut self, service: &ServiceName, place: Place) {
+        if let Some(service) = self.services.get_mut(service) {
+            service.balancer.reached(place);
         }
     }
 

@@ -151,6 +151,8 @@ enum Event {
     Daemon(Host),
     /// A client asks a machine's router.
     Ask(Host),
+    /// A router's check of what could not be reached.
+    Look(Host),
     Try(Host, u32, Attempt),
     Ended(u64, Outcome),
     /// What was refused a connection is told so.
@@ -259,6 +261,7 @@ impl World {
             });
             world.queue.push(Time(MS(10 * index as u64)), Event::Daemon(Host(index)));
             world.queue.push(Time(MS(500)), Event::Ask(Host(index)));
+            world.queue.push(Time(MS(500)), Event::Look(Host(index)));
         }
         let mut count = 0;
         for (service, copies) in copies.iter().enumerate() {
@@ -358,6 +361,7 @@ impl World {
             Event::Agent(host, run, input) => self.agent(host, run, input),
             Event::Daemon(host) => self.daemon(host),
             Event::Ask(host) => self.ask(host),
+            Event::Look(host) => self.look_at_suspects(host),
             Event::Try(host, run, attempt) => self.attempt(host, run, attempt),
             Event::Ended(flight, outcome) => self.ended(flight, outcome),
             Event::Refused(host, run, attempt, place) => {

@@ -8,6 +8,9 @@ use crate::traffic::{
     rules::{KNOWN, Rule},
 };
 
+/// How often a gateway tries what could not be reached.
+const SUSPECTS: std::time::Duration = std::time::Duration::from_millis(500);
+
 impl World {
     pub(super) fn ask(&mut self, host: Host) {
         let period = self.machines[host.0].period;
@@ -55,7 +58,8 @@ impl World {
         self.send(host, run, attempt, picked.place, picked.member.address.ip());
     }
 
-    fn send(&mut self, host: Host, run: u32, attempt: Attempt, place: Place, address: std::net::IpAddr) {
+    /// The app that takes connections at an address, and whether packets from `host` to there are lost.
+    fn reach(&self, host: Host, address: std::net::IpAddr) -> (Option<(Host, usize)>, bool) {
         let find = |machine: &Machine| {
             let app =
                 machine.apps.iter().position(|app| address == app.address && app.process != Process::Dead)?;
@@ -73,7 +77,26 @@ impl World {
             .get(there.0)
             .is_some_and(|to| !to.powered || (there != host && (to.cut || from.cut)));
         let listens = |(host, app): &(Host, usize)| self.machines[host.0].apps[*app].listens(self.now);
-        match target.filter(listens) {
+        (target.filter(listens), hole)
+    }
+
+    /// The router tries to connect to what could not be reached.
+    pub(super) fn look_at_suspects(&mut self, host: Host) {
+        self.queue.push(self.now + SUSPECTS, Event::Look(host));
+        let machine = &self.machines[host.0];
+        let Some(agent) = machine.agent.as_ref().filter(|_| machine.powered && !machine.frozen) else {
+            return;
+        };
+        let mut reached = agent.router.unreachable();
+        reached.retain(|(_, _, address)| matches!(self.reach(host, *address), (Some(_), false)));
+        if let Some(agent) = &mut self.machines[host.0].agent {
+            reached.into_iter().for_each(|(service, place, _)| agent.router.reached(&service, place));
+        }
+    }
+
+    fn send(&mut self, host: Host, run: u32, attempt: Attempt, place: Place, address: std::net::IpAddr) {
+        let (target, hole) = self.reach(host, address);
+        match target {
             Some(target) if !hole => {
                 let id = self.next_flight;
                 self.next_flight += 1;
