@@ -32,7 +32,7 @@ fn main() {
     let (_sender, snapshot) = watch::channel(Arc::new(snapshot()));
     let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
     let server = Server::new(&DnsConfig { listen, ..DnsConfig::default() }).unwrap();
-    let address = asked.unwrap_or(server.addresses()[0]);
+    let address = asked.unwrap_or_else(|| server.addresses()[0]);
     runtime.spawn(server.run(snapshot, CancellationToken::new()));
     let echo = runtime.block_on(tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let echo_address = echo.local_addr().unwrap();

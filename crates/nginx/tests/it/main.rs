@@ -205,7 +205,7 @@ async fn a_storm_of_rubbish_reloads_little_and_harms_nobody() {
         if batch.due(&pace).is_some_and(|due| begin.elapsed() >= due) {
             let report = nginx.apply(&Data::new(&catalog, KeyTree::default())).await.expect("applied");
             reloads += u32::from(report.applied == Applied::Changed);
-            batch.applied(begin.elapsed());
+            batch.applied(&pace, begin.elapsed());
             asks += 1;
             assert_eq!(asked(port, "someapp").as_deref(), Some("one"));
         }
