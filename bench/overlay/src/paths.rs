@@ -46,7 +46,7 @@ impl Rig {
 
 /// Something that a datapath lives in.
 enum Keep {
-    Ours(#[expect(dead_code, reason = "held, not read")] (Wireguard, Runtime)),
+    Ours(#[expect(dead_code, reason = "held, not read")] Box<(Wireguard, Runtime)>),
     Theirs(by_hand::WireguardGo),
 }
 
@@ -246,7 +246,7 @@ fn ours_encrypted() -> Result<Rig> {
                 Ok::<_, net::NetError>(device)
             })
         })?;
-        keeps.push(Keep::Ours((device, runtime)));
+        keeps.push(Keep::Ours(Box::new((device, runtime))));
     }
     let lease = |(at, machine): (usize, &Machine)| {
         let public = keys[at].public().to_string();

@@ -72,7 +72,11 @@ fn stream((mut out, mut end): (TcpStream, TcpStream), time: Duration, others: &[
         });
         scope.spawn(|| {
             let block = vec![0x6d; BLOCK];
-            while !done.load(Ordering::Relaxed) && out.write_all(&block).is_ok() {}
+            while !done.load(Ordering::Relaxed) {
+                if out.write_all(&block).is_err() {
+                    break;
+                }
+            }
             let _ = out.shutdown(std::net::Shutdown::Both); // the other end may be gone
         });
         thread::sleep(WARM_UP);

@@ -454,7 +454,7 @@ mod tests {
             subnet: Subnet6::new("fd00:0:0:5::/64".parse().expect("a network")),
             peers: BTreeSet::from(["fd77::2".parse().expect("an address")]),
         };
-        let none = Firewall6 { peers: BTreeSet::new(), ..v6.clone() };
+        let none = Firewall6 { peers: BTreeSet::new(), ..v6 };
         let (both, fewer) =
             (Firewall { v6: Some(v6), ..one.clone() }, Firewall { v6: Some(none), ..one.clone() });
         assert!(both.same_but_for_peers(&fewer) && !both.same_but_for_peers(&one));
