@@ -176,7 +176,7 @@ fn slow_and_silent_clients_are_shown_the_door() {
     assert!(silent.is_closed());
     assert!(slow.is_closed());
     assert!(idle.is_closed());
-    assert!(stalled.answer().is_none_or(|answer| answer.status == 400));
+    assert!(stalled.answer().is_none_or(|answer| answer.status == 408));
     // Others are served meanwhile, and one that takes long to be answered is none of these.
     assert_eq!(get(address, "/slow/1500").status, 200);
 }
