@@ -19,8 +19,8 @@ const HELLO: &str =
     "[Service]\nExecStart=/bin/bash -c \"while true; do echo Hello, World %i!; sleep 1; done\"\n";
 /// The least that a unit can be.
 const TRIVIAL: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
-/// nginx is reloaded at most this often when endpoints move; changes come further apart than that.
-const APART: Duration = Duration::from_millis(700);
+/// In the long run nginx is reloaded every 2 s at most; changes come further apart than that.
+const APART: Duration = Duration::from_millis(2100);
 
 /// One row of the table.
 #[derive(Debug, Clone)]
