@@ -588,11 +588,13 @@ impl Units {
                 match outcome {
                     Ok(job) => {
                         self.succeeded(&unit);
-                        self.jobs.queued(&unit, job);
                         if let Some(done) = self.done.get_mut(&unit) {
                             (done.launch, done.rested) = (launch, false);
                         }
                         self.notes.write(&self.done);
+                        if self.jobs.queued(&unit, job) {
+                            self.stale.insert(unit);
+                        }
                     }
                     Err(error) => {
                         self.jobs.forget(&unit);

@@ -49,12 +49,13 @@ impl Jobs {
         self.0.insert(unit.clone(), job);
     }
 
-    /// systemd has answered: this is the job.
-    pub(super) fn queued(&mut self, unit: &UnitName, id: u32) {
-        if let Some(job) = self.0.get_mut(unit) {
-            job.id = Some(id);
-            job.over |= std::mem::take(&mut job.early).contains(&id);
-        }
+    /// systemd has answered: this is the job. True if it is over already: what was read since its end did not count, and
+    /// nothing else will have the unit's state read.
+    pub(super) fn queued(&mut self, unit: &UnitName, id: u32) -> bool {
+        let Some(job) = self.0.get_mut(unit) else { return false };
+        job.id = Some(id);
+        job.over |= std::mem::take(&mut job.early).contains(&id);
+        job.over
     }
 
     /// A job of the unit has ended; true if that was the start that is under way.
@@ -104,6 +105,21 @@ mod tests {
 
     fn unit() -> UnitName {
         "a.service".parse().expect("a name")
+    }
+
+    #[test]
+    fn a_job_whose_number_comes_after_its_end_and_a_reading_is_read_again() {
+        let (mut jobs, unit) = (Jobs::default(), unit());
+        let all = BTreeSet::from([unit.clone()]);
+        jobs.start(&unit);
+        assert!(jobs.ended(&unit, 7));
+        jobs.read(&all);
+        assert!(jobs.starts(&unit), "it may be another job that has ended");
+        assert!(jobs.queued(&unit, 7), "its state must be read once more");
+        jobs.read(&all);
+        assert!(!jobs.starts(&unit));
+        jobs.start(&unit);
+        assert!(!jobs.queued(&unit, 8), "it has not ended");
     }
 
     #[test]
