@@ -1,7 +1,8 @@
 //! nginx under a storm, names under load, processor time: rows 10, 11 and 12.
 
-use super::{Rig, Row, registration::built};
-use anyhow::{Context, Result};
+use super::{Rig, Row};
+use crate::cluster;
+use anyhow::{Context, Result, ensure};
 use std::{
     fs,
     path::Path,
@@ -60,7 +61,9 @@ pub fn storm(rig: &Rig, seconds: u64) -> Result<Row> {
 /// Row 12: the name server of a machine, asked on that machine.
 pub fn names(rig: &Rig, pace: u32, time: Duration) -> Result<Row> {
     let m3 = rig.cluster.lab.machine("m3")?;
-    m3.write_file("/root/dns_load", fs::read(built("examples/dns_load")?)?, 0o755)?;
+    let program = cluster::built()?.join("examples/dns_load");
+    ensure!(program.is_file(), "{} was not built: use `make bench-discovery`", program.display());
+    m3.write_file("/root/dns_load", fs::read(&program)?, 0o755)?;
     let script = format!("/root/dns_load {pace} {} 127.0.0.54:53", time.as_secs());
     let text = m3.exec_ok(&["sh", "-c", &script])?;
     let row = |name: &str| -> Result<Vec<f64>> {

@@ -1,7 +1,7 @@
 //! From a start until it is served: rows 1, 2 and 13, and a bare key.
 
 use super::{Rig, Row, now, percentile, spread};
-use crate::{cluster, eventually, measure};
+use crate::{eventually, measure};
 use anyhow::{Context, Result};
 use std::{
     thread,
@@ -30,8 +30,7 @@ pub fn starts(rig: &Rig, rounds: usize) -> Result<Vec<Row>> {
                 Ok(at.with_context(|| format!("{unit} did not say `{needle}`"))? as f64)
             };
             let listening = said(&service, "serves on port")?;
-            let passed = said("muster.service", &format!("instance={unit} health=Passing"))
-                .or_else(|_| said("muster.service", unit))?;
+            let passed = said("muster.service", &format!("instance={unit} health=Passing"))?;
             after_check.push(first - passed);
             after_listening.push(first - listening);
             after_order.push(first - ordered as f64);
@@ -209,11 +208,4 @@ pub fn sidekicks(rig: &Rig, rounds: usize) -> Result<Row> {
             && account.count("failed") == 0
             && account.count("requests") > 0,
     })
-}
-
-/// Where `PUT_AND_ASK` and others find what the bench was built with.
-pub(super) fn built(program: &str) -> Result<std::path::PathBuf> {
-    let path = cluster::built()?.join(program);
-    anyhow::ensure!(path.is_file(), "{} was not built: use `make bench-discovery`", path.display());
-    Ok(path)
 }

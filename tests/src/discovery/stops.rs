@@ -58,7 +58,6 @@ pub fn rolling(rig: &Rig, updates: usize, requests: u64) -> Result<Vec<Row>> {
     ensure!(ended >= replaced, "{ended} copies told their end, {replaced} were replaced");
     let (asked, failed) = (sum(&accounts, "requests"), sum(&accounts, "failed"));
     let (opened, anew) = (sum(&accounts, "opened"), sum(&accounts, "reconnects"));
-    let line = |account: &crate::Account| account.line();
     Ok(vec![
         Row {
             number: Some(3),
@@ -76,13 +75,13 @@ pub fn rolling(rig: &Rig, updates: usize, requests: u64) -> Result<Vec<Row>> {
             how: format!("`muster update someapp-registered@.service` ×{updates}, four copies each"),
             figure: format!(
                 "{asked} requests, {failed} failed, {opened} connections opened for two loads of 64, {anew} of them anew; GET: {}; POST: {}",
-                line(&accounts[0]),
-                line(&accounts[1])
+                accounts[0].line(),
+                accounts[1].line()
             ),
             peer: format!(
                 "nginx on m1, reloaded by Muster, 100/s: GET: {}; POST: {}",
-                line(&peers[0]),
-                line(&peers[1])
+                peers[0].line(),
+                peers[1].line()
             ),
             held: asked >= requests && failed == 0 && anew == 0 && opened == 128,
         },
