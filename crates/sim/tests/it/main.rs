@@ -4,4 +4,5 @@
 mod mutations;
 mod random;
 mod scripts;
+mod seeds;
 mod traffic;

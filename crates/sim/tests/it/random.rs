@@ -1,20 +1,14 @@
 //! Thousands of seeds. `SIM_SEEDS=100000` runs more, `SIM_SEED=7` one with its whole trace.
 
+use crate::seeds::{self, number};
 use sim::{
-    random::{Broken, Scenario, Survived},
+    random::{Broken, Scenario},
     trace::Level,
 };
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-};
+use std::time::Duration;
 
 /// As many as take about half a minute on two slow cores.
 const SEEDS: u64 = 3000;
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}: a number")))
-}
 
 #[test]
 fn no_seed_breaks_a_rule() {
@@ -32,38 +26,11 @@ fn no_seed_breaks_a_rule() {
         return;
     }
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
-    let next = AtomicU64::new(0);
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let work = || {
-        let (mut events, mut longest) = (0, Survived::default());
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds {
-                return Ok((events, longest));
-            }
-            match Scenario::of(seed).run(None, Level::Off) {
-                Ok(survived) => {
-                    events += survived.events;
-                    longest = if survived.rest > longest.rest { survived } else { longest };
-                }
-                Err(broken) => {
-                    next.store(seeds, Ordering::Relaxed);
-                    return Err((seed, broken));
-                }
-            }
-        }
-    };
-    let ends: Vec<_> = thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        running.into_iter().map(|thread| thread.join().expect("a run does not panic")).collect()
-    });
-    let (mut events, mut rest) = (0, std::time::Duration::ZERO);
-    for end in ends {
-        match end {
-            Ok((count, longest)) => (events, rest) = (events + count, rest.max(longest.rest)),
-            Err((seed, broken)) => panic!("{}", told(seed, &broken)),
-        }
-    }
+    let run =
+        |seed| Scenario::of(seed).run(None, Level::Off).map(|survived| (survived.events, survived.rest));
+    let add = |sum: &mut (u64, Duration), one: (u64, Duration)| *sum = (sum.0 + one.0, sum.1.max(one.1));
+    let (events, rest) =
+        seeds::all(seeds, run, add).unwrap_or_else(|(seed, broken)| panic!("{}", told(seed, &broken)));
     println!("{seeds} seeds, {events} events, at rest {rest:?} after the faults at the latest");
 }
 

@@ -1,23 +1,17 @@
 //! Registrars, routers and balancers under faults. `TRAFFIC_SEEDS=100000` runs more seeds, `TRAFFIC_SEED=7` one with its
 //! trace.
 
+use crate::seeds::{self, number};
 use sim::{
     trace::Level,
     traffic::{Broken, Planted, Rule, Scenario},
 };
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-};
+use std::time::Duration;
 
 /// As many as take some seconds on two slow cores.
 const SEEDS: u64 = 600;
 /// Seeds tried until a planted mistake shows.
 const MISTAKES: u64 = 400;
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}: a number")))
-}
 
 /// The violation, with as few steps as it needs.
 fn told(seed: u64, broken: &Broken) -> String {
@@ -39,38 +33,14 @@ fn no_seed_breaks_a_rule() {
         return;
     }
     let seeds = number("TRAFFIC_SEEDS").unwrap_or(SEEDS);
-    let next = AtomicU64::new(0);
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let work = || {
-        let (mut events, mut requests, mut rest) = (0, 0, std::time::Duration::ZERO);
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds {
-                return Ok((events, requests, rest));
-            }
-            match Scenario::of(seed).run(None, Level::Off) {
-                Ok(survived) => {
-                    (events, requests) = (events + survived.events, requests + survived.requests);
-                    rest = rest.max(survived.rest);
-                }
-                Err(broken) => {
-                    next.store(seeds, Ordering::Relaxed);
-                    return Err((seed, broken));
-                }
-            }
-        }
+    type Sum = (u64, u64, Duration);
+    let run = |seed| {
+        let survived = Scenario::of(seed).run(None, Level::Off);
+        survived.map(|survived| (survived.events, survived.requests, survived.rest))
     };
-    let ends: Vec<_> = thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        running.into_iter().map(|thread| thread.join().expect("a run does not panic")).collect()
-    });
-    let (mut events, mut requests, mut rest) = (0, 0, std::time::Duration::ZERO);
-    for end in ends {
-        match end {
-            Ok((e, r, longest)) => (events, requests, rest) = (events + e, requests + r, rest.max(longest)),
-            Err((seed, broken)) => panic!("{}", told(seed, &broken)),
-        }
-    }
+    let add = |sum: &mut Sum, one: Sum| *sum = (sum.0 + one.0, sum.1 + one.1, sum.2.max(one.2));
+    let (events, requests, rest) =
+        seeds::all(seeds, run, add).unwrap_or_else(|(seed, broken)| panic!("{}", told(seed, &broken)));
     println!(
         "{seeds} seeds, {events} events, {requests} requests, at rest {rest:?} after the faults at the latest"
     );
