@@ -1,8 +1,8 @@
 //! Networks of two families: each travels over its own, as flannel has it, and each has rules of its own.
 
 use crate::{
+    capture::Capture,
     lab::{Cluster, Machine, Namespace, plug},
-    wireguard::Capture,
 };
 use ipnet::IpNet;
 use model::SubnetKey;

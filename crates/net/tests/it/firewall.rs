@@ -105,14 +105,7 @@ fn a_published_port_stays_published() {
 fn forged_vxlan_is_not_unpacked() {
     let cluster = open_cluster();
     let one = &cluster.machines[0];
-    let forger = cluster.outsider(201);
-    let mac = cluster.desired(one).vtep().expect("VXLAN").mac;
-    forger.run("ip link add vx type vxlan id 1 local 192.168.77.201 dev eth0 dstport 8472 nolearning");
-    forger.run("ip address add 10.1.9.0/32 dev vx");
-    forger.run("ip link set vx up");
-    forger.run(&format!("ip neighbour add 10.1.1.0 lladdr {mac} dev vx nud permanent"));
-    forger.run(&format!("bridge fdb add {mac} dev vx dst 192.168.77.1"));
-    forger.run("ip route add 10.1.1.0/24 via 10.1.1.0 dev vx onlink");
+    let forger = cluster.forger(cluster.desired(one).vtep().expect("VXLAN").mac);
     let ear = one.container.hear(4000);
     let forged = || forger.is_heard(Ipv4Addr::new(10, 1, 9, 0), &ear, one.container_ip);
     assert!(forged(), "without rules the forgery works");

@@ -3,7 +3,7 @@
 //! Invariant: nothing is left behind. A namespace is held by a child process that ends when this process does,
 //! however that happens, and the namespace with it.
 
-use model::{MachineId, NetworkConfig, Subnet, SubnetKey};
+use model::{MachineId, NetworkConfig, Subnet, SubnetKey, network::MacAddress};
 use muster_core::overlay::{Desired, Firewall, Lease, Op, Underlay, own_lease, plan};
 use net::{Kernel, enable_forwarding, enable_forwarding6};
 use std::{
@@ -275,6 +275,19 @@ impl Cluster {
         plug(&self.fabric, &outsider, Ipv4Addr::new(192, 168, 77, last));
         outsider.serve();
         outsider
+    }
+
+    /// A host at 192.168.77.201 that is no machine of the cluster, and speaks VXLAN to the first one as if it were 10.1.9.0: it
+    /// knows the VNI, and `mac`, the address of that machine's device.
+    pub fn forger(&self, mac: MacAddress) -> Namespace {
+        let forger = self.outsider(201);
+        forger.run("ip link add vx type vxlan id 1 local 192.168.77.201 dev eth0 dstport 8472 nolearning");
+        forger.run("ip address add 10.1.9.0/32 dev vx");
+        forger.run("ip link set vx up");
+        forger.run(&format!("ip neighbour add 10.1.1.0 lladdr {mac} dev vx nud permanent"));
+        forger.run(&format!("bridge fdb add {mac} dev vx dst 192.168.77.1"));
+        forger.run("ip route add 10.1.1.0/24 via 10.1.1.0 dev vx onlink");
+        forger
     }
 
     /// What every machine publishes.

@@ -2,6 +2,7 @@
 //! for itself. Needs root (or a user namespace in which one is root), `ip`, `bridge`, `nft` and `iptables`; without
 //! them the tests fail.
 
+mod capture;
 mod datapath;
 mod dual;
 mod firewall;

@@ -1,7 +1,10 @@
 //! WireGuard between network namespaces that a switch joins. Where the kernel has WireGuard both implementations are
 //! tested, each with itself; where it has none, a line on stderr says so.
 
-use crate::lab::{Namespace, plug};
+use crate::{
+    capture::Capture,
+    lab::{Namespace, plug},
+};
 use net::{
     NetError,
     wireguard::{
@@ -12,11 +15,7 @@ use net::{
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -194,45 +193,6 @@ fn transfer(from: &Node, to: &Node, address: IpAddr, length: usize) {
     });
     let received = receiver.join().expect("no panic").expect("everything within the time");
     assert!(received == pattern(length), "{} of {length} bytes, or others", received.len());
-}
-
-/// Everything that passes the switch.
-pub struct Capture {
-    stop: Arc<AtomicBool>,
-    reader: thread::JoinHandle<Vec<Vec<u8>>>,
-}
-
-impl Capture {
-    pub fn start(switch: &Namespace) -> Self {
-        use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, recv, socket_with, sockopt};
-        // ETH_P_ALL, in the network's byte order.
-        let all = NonZeroU32::new(u32::from(3u16.to_be())).map(Protocol::from_raw);
-        let open = || socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, all);
-        let socket = switch.enter(open).expect("root may listen");
-        sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20).expect("root may");
-        let timeout = Some(Duration::from_millis(50));
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, timeout).expect("a time");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let reader = thread::spawn(move || {
-            let mut frames = Vec::new();
-            let mut buffer = vec![0; 1 << 17];
-            loop {
-                match recv(&socket, &mut buffer[..], rustix::net::RecvFlags::empty()) {
-                    Ok((length, _)) => frames.push(buffer[..length].to_vec()),
-                    Err(_) if stopped.load(Ordering::Relaxed) => return frames,
-                    Err(_) => {}
-                }
-            }
-        });
-        Self { stop, reader }
-    }
-
-    /// The frames since the start.
-    pub fn stop(self) -> Vec<Vec<u8>> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.reader.join().expect("no panic")
-    }
 }
 
 fn readable(frames: &[Vec<u8>]) -> usize {

@@ -2,8 +2,9 @@
 //! that they can say what a device would not.
 
 use crate::{
+    capture::Capture,
     lab::{Namespace, plug},
-    wireguard::{Capture, Net, PATIENCE, PORT, eventually, inner, outer},
+    wireguard::{Net, PATIENCE, PORT, eventually, inner, outer},
 };
 use boringtun::noise::{Tunn, TunnResult};
 use net::wireguard::{WgPeer, key::PublicKey};

@@ -1,6 +1,10 @@
 //! The role on real kernels: a network namespace for each machine, a hub in memory. Named after the points in which the
 //! overlay has to be better than what it replaces. What a namespace cannot show (Docker) is in the end-to-end tests.
 
+/// What passes between the machines; shared like `lab`.
+#[allow(unreachable_pub, reason = "written for another crate's tests")]
+#[path = "../../../../net/tests/it/capture.rs"]
+mod capture;
 /// Together with flannel's machines.
 mod interop;
 /// Namespaces, shared with the tests of `net`.

@@ -1,65 +1,18 @@
 //! What can be seen, forged and spoilt between the machines, and how the role and its doctor take it.
 
-use super::{World, eventually, lab::Namespace};
+use super::{World, capture::Capture, eventually};
 use api::network::Findings;
 use model::{keys, network::NodeRecord};
 use muster_core::overlay::{Family, vtep_mac};
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with, sockopt};
 use std::{
     io::{Read, Write as _},
     net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream},
-    num::NonZeroU32,
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
-    time::Duration,
 };
 
 /// What containers say to each other in confidence.
 const SECRET: &[u8] = b"nobody else shall read this. ";
-
-/// What passes the switch between the machines: how many frames, and how many of them have the secret in them.
-struct Capture {
-    stop: Arc<AtomicBool>,
-    reader: thread::JoinHandle<(usize, usize)>,
-}
-
-impl Capture {
-    fn start(switch: &Namespace) -> Self {
-        // ETH_P_ALL, in the network's byte order.
-        let all = NonZeroU32::new(u32::from(3_u16.to_be())).map(Protocol::from_raw);
-        let open = || socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, all);
-        let socket = switch.enter(open).expect("root may listen");
-        sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20).expect("root may");
-        let timeout = Some(Duration::from_millis(50));
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, timeout).expect("a time");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let reader = thread::spawn(move || {
-            let (mut frames, mut readable, mut buffer) = (0, 0, vec![0; 1 << 17]);
-            loop {
-                match recv(&socket, &mut buffer[..], RecvFlags::empty()) {
-                    Ok((length, _)) => {
-                        frames += 1;
-                        let has = buffer[..length].windows(SECRET.len()).any(|window| window == SECRET);
-                        readable += usize::from(has);
-                    }
-                    Err(_) if stopped.load(Ordering::Relaxed) => return (frames, readable),
-                    Err(_) => {}
-                }
-            }
-        });
-        Self { stop, reader }
-    }
-
-    fn stop(self) -> (usize, usize) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.reader.join().expect("no panic")
-    }
-}
 
 /// The first machine's container tells the second's the secret, many times.
 fn whisper(world: &World) {
@@ -80,10 +33,13 @@ fn whisper(world: &World) {
     assert!(ear.join().expect("no panic").expect("it arrives") == text);
 }
 
+/// What passes the switch between the machines meanwhile: how many frames, and how many of them have the secret in them.
 fn overheard(world: &World) -> (usize, usize) {
     let capture = Capture::start(&world.cluster.fabric);
     whisper(world);
-    capture.stop()
+    let frames = capture.stop();
+    let has = |frame: &&Vec<u8>| frame.windows(SECRET.len()).any(|window| window == SECRET);
+    (frames.len(), frames.iter().filter(has).count())
 }
 
 #[test]
@@ -125,13 +81,7 @@ fn point_09_of_forged_vxlan_nothing_gets_in_and_of_the_clusters_everything() {
     let mac = vtep_mac(&one.id, 1, Family::V4);
     let ear = one.container.hear(4000);
     // A stranger at an address of its own, who knows the VNI and the device's address.
-    let forger = world.cluster.outsider(201);
-    forger.run("ip link add vx type vxlan id 1 local 192.168.77.201 dev eth0 dstport 8472 nolearning");
-    forger.run("ip address add 10.1.9.0/32 dev vx");
-    forger.run("ip link set vx up");
-    forger.run(&format!("ip neighbour add 10.1.1.0 lladdr {mac} dev vx nud permanent"));
-    forger.run(&format!("bridge fdb add {mac} dev vx dst 192.168.77.1"));
-    forger.run("ip route add 10.1.1.0/24 via 10.1.1.0 dev vx onlink");
+    let forger = world.cluster.forger(mac);
     let forged = || forger.is_heard(Ipv4Addr::new(10, 1, 9, 0), &ear, one.container_ip);
     let heard = (0..20).filter(|_| forged()).count();
     assert_eq!(heard, 0, "of 20 forged packets");
